@@ -1,6 +1,25 @@
 """Fused scoring kernels and a pruning loop for *Neural network relief* (Dekhovich et al. 2024)."""
 
+from .collect import Collector
+from .masks import apply_masks, fold_masks, get_masks
+from .measure import jaccard, measure
+from .pruning import prune, prune_iteratively
 from .scoring import explain, score_conv, score_linear
 from .selection import keep_mask, keep_rank, target_sparsity
 
-__all__ = ["explain", "keep_mask", "keep_rank", "score_conv", "score_linear", "target_sparsity"]
+__all__ = [
+    "Collector",
+    "apply_masks",
+    "explain",
+    "fold_masks",
+    "get_masks",
+    "jaccard",
+    "keep_mask",
+    "keep_rank",
+    "measure",
+    "prune",
+    "prune_iteratively",
+    "score_conv",
+    "score_linear",
+    "target_sparsity",
+]

@@ -79,7 +79,7 @@ def keep_mask(scores: Tensor, alpha: float, *, compat: str = "paper") -> Tensor:
     above zero, and so does a sum that stays short of alpha. ``compat="authors"``: prune what is not larger than the element
     after the p0-th (or the last one).
     """
-    return torch.tensor([_keep_row([float(s) for s in row], alpha, compat) for row in scores])
+    return torch.tensor([_keep_row(row, alpha, compat) for row in scores.double().tolist()])
 
 
 def _keep_row(row: list[float], alpha: float, compat: str) -> list[bool]:

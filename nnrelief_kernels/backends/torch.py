@@ -10,10 +10,12 @@ positions that L < (k²+1)/2, vᵀU itself is cheaper ("direct"). Every term is 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -56,11 +58,11 @@ def conv_path(weight: Tensor, acts: Tensor, geometry: ConvGeometry, variant: str
 def score_linear(weight: Tensor, acts: Tensor) -> Tensor:
     rows = acts.flatten(0, -2)
     total = torch.zeros(rows.shape[1], dtype=torch.float64, device=acts.device)
-    for block in rows.split(max(1, BLOCK // rows.shape[1])):
+    for block in torch.split(rows, max(1, BLOCK // rows.shape[1])):
         total += block.double().abs_().sum(0)
     # |w| a row block at a time: the float64 product of a large weight is never held whole
     out = weight.new_empty(weight.shape, dtype=result_dtype(weight, acts))
-    for w, row in zip(weight.split(max(1, BLOCK // rows.shape[1])), out.split(max(1, BLOCK // rows.shape[1]))):
+    for w, row in zip(torch.split(weight, max(1, BLOCK // rows.shape[1])), torch.split(out, max(1, BLOCK // rows.shape[1]))):
         row.copy_(w.double().abs_().mul_(total))
     return out
 
@@ -94,9 +96,9 @@ def score_conv(weight: Tensor, acts: Tensor, geometry: ConvGeometry, variant: st
             block = slice(f0, f0 + f_block)
             v = kernels[group, block, member].to(dtype).abs()  # (c, f, k²)
             x = acts[:, c0 : c0 + c_block]
-            blocks = [x] if variant == "norm_of_mean" else x.split(n_block)
-            signal = sum(_signal(v, rows, geometry, variant, path, tiles, n_block) for rows in blocks)
-            out[group, block, member] = torch.as_tensor(signal).to(dtype)
+            blocks = [x] if variant == "norm_of_mean" else torch.split(x, n_block)
+            signal = _total(_signal(v, rows, geometry, variant, path, tiles, n_block) for rows in blocks)
+            out[group, block, member] = signal.to(dtype)
     return out.reshape(groups * filters, per_group)
 
 
@@ -111,21 +113,21 @@ def _signal(v: Tensor, x: Tensor, geometry: ConvGeometry, variant: str, path: st
     second = _triangle_features(v) if path == "gram" else v
     if second.shape[2] > DEPTH:
         second = second.double()
-    total: Tensor | float = 0.0
+    total: Tensor | None = None
     for tile in tiles:
         if variant == "norm_of_mean":
-            u = sum(_scaled(_unfold(n, geometry, tile, v.dtype), peak)[0].sum(0, True, dtype=torch.float64)
-                    for n in x.split(n_block))  # fmt: skip
-            u = torch.as_tensor(u)
+            u = _total(_scaled(_unfold(n, geometry, tile, v.dtype), peak)[0].sum(0, True, dtype=torch.float64)
+                       for n in torch.split(x, n_block))  # fmt: skip
         else:
             u = _scaled(_unfold(x, geometry, tile, v.dtype), peak)[0]  # (n, c, k², T)
         if path == "gram":
-            total = total + sum((part @ part.mT).double() for part in u.split(DEPTH, 3))  # (n, c, k², k²)
+            part = _total((chunk @ chunk.mT).double() for chunk in torch.split(u, DEPTH, 3))  # (n, c, k², k²)
         elif path == "direct":
-            total = total + (second @ u.to(second.dtype)).square_().sum(3, dtype=torch.float64)  # (n, c, f)
+            part = (second @ u.to(second.dtype)).square_().sum(3, dtype=torch.float64)  # (n, c, f)
         else:
-            total = total + u.sum(3, dtype=torch.float64)  # (n, c, k²)
-    sums = torch.as_tensor(total).transpose(0, 1)  # channels first: one product per channel
+            part = u.sum(3, dtype=torch.float64)  # (n, c, k²)
+        total = part if total is None else total + part
+    sums = cast(Tensor, total).transpose(0, 1)  # channels first: one product per channel
     if path == "gram":
         a, b = torch.triu_indices(v.shape[2], v.shape[2], device=v.device)
         norms = (sums[:, :, a, b].to(second.dtype) @ second.mT).sqrt_()
@@ -137,15 +139,20 @@ def _signal(v: Tensor, x: Tensor, geometry: ConvGeometry, variant: str, path: st
     return (norms * x_scale).sum(1) * v_scale[:, :, 0]
 
 
+def _total(parts: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, parts)
+
+
 def _triangle_features(v: Tensor) -> Tensor:
     """triu(v vᵀ), off-diagonal doubled: (..., k²) to (..., k²(k²+1)/2)."""
     a, b = torch.triu_indices(v.shape[-1], v.shape[-1], device=v.device)
-    return v[..., a] * v[..., b] * (2 - (a == b).to(v.dtype))
+    return v[..., a] * v[..., b] * torch.where(a == b, 1.0, 2.0).to(v.dtype)
 
 
 def _power_of_two(peak: Tensor) -> Tensor:
     """The largest power of two not above each peak; 1 where the peak is 0, NaN or infinite."""
-    return (peak / (2 * torch.frexp(peak)[0])).where(peak.isfinite() & (peak != 0), 1.0)
+    mantissa: Tensor = torch.frexp(peak)[0]
+    return torch.where(peak.isfinite() & (peak != 0), peak / (2 * mantissa), torch.ones_like(peak))
 
 
 def _scaled(values: Tensor, peak: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,7 +197,8 @@ def _unfold(x: Tensor, geometry: ConvGeometry, tile: Tile, dtype: torch.dtype) -
 @contextmanager
 def _exact_products(device_type: str) -> Iterator[None]:
     """Keep autocast and reduced-precision matrix products (tf32, bf16) out of the sums, whatever the caller has set."""
-    settings = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    mkldnn: Any = torch.backends.mkldnn
+    settings = (torch.backends.cuda.matmul, mkldnn.matmul)
     before = [s.fp32_precision for s in settings]
     try:
         for s in settings:

@@ -1,0 +1,135 @@
+"""Masks on a model's parameters: True where a connection stays, exactly 0 elsewhere, whatever an optimizer does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+Masks = dict[str, Tensor]
+"""Parameter name ("fc1.weight") to a bool tensor that broadcasts to the parameter; True where it stays."""
+
+
+class Masked(nn.Module):
+    """A parametrization that zeroes what its mask prunes; the parameter behind it stays the optimizer's own object."""
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, parameter: Tensor) -> Tensor:
+        return torch.where(self.mask, parameter, 0.0)
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        return value
+
+
+def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Mask parameters in the forward pass; where a mask is already in force, only what both keep stays.
+
+    Raises:
+        TypeError: a mask is not a bool tensor.
+        ValueError: a name is not one of the model's parameters, or a mask does not broadcast to its parameter. Nothing is
+            masked then.
+    """
+    slots = {name: _slot(model, name) for name in masks}
+    for name, (layer, attribute) in slots.items():
+        mask, parameter = masks[name], getattr(layer, attribute)
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            raise TypeError(f"masks[{name!r}] must be a bool tensor, got {getattr(mask, 'dtype', type(mask).__name__)}")
+        shape = tuple(parameter.shape)
+        fits = mask.ndim == len(shape) and all(m in (1, p) for m, p in zip(mask.shape, shape))
+        if not fits:
+            raise ValueError(f"masks[{name!r}] must broadcast to {tuple(parameter.shape)}, got shape {tuple(mask.shape)}")
+    for name, (layer, attribute) in slots.items():
+        mask = masks[name].to(getattr(layer, attribute).device)
+        if (present := _mask_of(layer, attribute)) is not None:
+            present.mask = present.mask & mask
+        else:
+            parametrize.register_parametrization(layer, attribute, Masked(mask.clone()), unsafe=True)
+
+
+def get_masks(model: nn.Module) -> Masks:
+    """Copies of the masks in force."""
+    return {name: masked.mask.clone() for name, masked in _masked(model).items()}
+
+
+def fold_masks(model: nn.Module) -> None:
+    """Write the zeros into the parameters and take the masks off: plain parameter names, the same outputs."""
+    for name in _masked(model):
+        layer, attribute = _slot(model, name)
+        parametrize.remove_parametrizations(layer, attribute, leave_parametrized=True)
+
+
+def dense_state(model: nn.Module) -> dict[str, Tensor]:
+    """A copy on the CPU of the parameters and buffers under their plain names, as if no mask were there."""
+    masked = _masked(model)
+    state = {}
+    for key, value in model.state_dict().items():
+        if key.endswith(".mask") and ".parametrizations." in f".{key}" and _plain(key) in masked:
+            continue
+        state[_plain(key)] = value.detach().cpu().clone()
+    return state
+
+
+def load_dense(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load plain names into a model whose parameters may be masked; masks stay as they are.
+
+    Raises:
+        ValueError: names are missing or unexpected, or a shape differs.
+    """
+    target = {}
+    masked = _masked(model)
+    for key, value in model.state_dict(keep_vars=True).items():
+        if key.endswith(".mask") and ".parametrizations." in f".{key}" and _plain(key) in masked:
+            continue
+        target[_plain(key)] = value
+    missing, unexpected = sorted(target.keys() - state.keys()), sorted(state.keys() - target.keys())
+    if missing or unexpected:
+        raise ValueError(f"state does not fit the model: missing {missing}, unexpected {unexpected}")
+    for name, value in state.items():
+        if target[name].shape != value.shape:
+            raise ValueError(f"state[{name!r}] must have shape {tuple(target[name].shape)}, got {tuple(value.shape)}")
+    with torch.no_grad():
+        for name, value in state.items():
+            target[name].copy_(value)
+
+
+def _slot(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module and attribute that hold the parameter called `name`."""
+    path, _, attribute = name.rpartition(".")
+    try:
+        layer = model.get_submodule(path)
+    except AttributeError:
+        layer = None
+    if layer is None or not (attribute in layer._parameters or parametrize.is_parametrized(layer, attribute)):
+        raise ValueError(f"masks names {name!r}, which is not a parameter of the model")
+    return layer, attribute
+
+
+def _mask_of(layer: nn.Module, attribute: str) -> Masked | None:
+    if not parametrize.is_parametrized(layer, attribute):
+        return None
+    chain = cast("nn.ModuleDict", layer.parametrizations)[attribute]
+    return next((p for p in cast("nn.ModuleList", chain) if isinstance(p, Masked)), None)
+
+
+def _masked(model: nn.Module) -> dict[str, Masked]:
+    found = {}
+    for path, layer in model.named_modules():
+        if parametrize.is_parametrized(layer):
+            for attribute in cast("nn.ModuleDict", layer.parametrizations):
+                if (masked := _mask_of(layer, attribute)) is not None:
+                    found[f"{path}.{attribute}" if path else attribute] = masked
+    return found
+
+
+def _plain(key: str) -> str:
+    """ "fc.parametrizations.weight.original" (or ".0.mask") to "fc.weight"; other names as they are."""
+    head, found, tail = f".{key}".partition(".parametrizations.")
+    return f"{head}.{tail.split('.')[0]}"[1:] if found else key

@@ -1,0 +1,169 @@
+"""prune and prune_iteratively: the paper's order, the masks they leave, and runs that stop and go on."""
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from nnrelief_kernels import fold_masks, get_masks, prune, prune_iteratively, reference
+from nnrelief_kernels.masks import dense_state
+from nnrelief_kernels.pruning import read_history
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3, padding=1)
+        self.fc1 = nn.Linear(4 * 4 * 4, 12)
+        self.fc2 = nn.Linear(12, 3)
+
+    def forward(self, x):
+        x = torch.nn.functional.max_pool2d(self.conv(x).relu(), 2)
+        return self.fc2(self.fc1(x.flatten(1)).relu())
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Small()
+
+
+@pytest.fixture
+def batches():
+    return list(torch.randn(5, 8, 2, 8, 8, generator=torch.Generator().manual_seed(1)))
+
+
+def retrain(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-2)
+    for _ in range(5):
+        x, y = torch.randn(16, 2, 8, 8), torch.randint(3, (16,))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+
+def test_masks_are_the_papers_on_the_unpruned_networks_activations(model, batches):
+    original = copy.deepcopy(model)
+    masks = prune(model, batches, alpha_conv=0.8, alpha_fc=0.7)
+    x = torch.cat(batches)
+    inputs = {"conv": x}
+    inputs["fc1"] = torch.nn.functional.max_pool2d(original.conv(x).relu(), 2).flatten(1)
+    inputs["fc2"] = original.fc1(inputs["fc1"]).relu()
+    conv = reference.score_conv(original.conv.weight, inputs["conv"], original.conv.bias, padding=1)
+    expected = {"conv": reference.keep_mask(conv, 0.8)}
+    for name in ("fc1", "fc2"):
+        layer = getattr(original, name)
+        expected[name] = reference.keep_mask(reference.score_linear(layer.weight, inputs[name], layer.bias), 0.7)
+    for name, keep in expected.items():
+        assert torch.equal(masks[f"{name}.weight"].flatten(1), keep[:, :-1])
+        assert torch.equal(masks[f"{name}.bias"], keep[:, -1])
+
+
+def test_masks_hold_in_training_and_only_shrink(model, batches):
+    before = prune(model, batches, alpha_conv=0.9, alpha_fc=0.9)
+    retrain(model)
+    assert torch.all(model.fc1.weight[~before["fc1.weight"]] == 0)
+    after = prune(model, batches, alpha_conv=0.9, alpha_fc=0.9)
+    assert all(torch.all(before[name] | ~after[name]) for name in after)
+    assert sum(int(m.sum()) for m in after.values()) < sum(int(m.sum()) for m in before.values())
+    output = model(batches[0])
+    fold_masks(model)
+    assert torch.equal(model(batches[0]), output)
+    assert set(model.state_dict()) == set(Small().state_dict())
+
+
+def test_chosen_layers_only(model, batches):
+    assert set(prune(model, batches, layers=["fc1"])) == {"fc1.weight", "fc1.bias"}
+
+
+def test_layers_never_called_are_named_and_kept(model, batches):
+    model.spare = nn.Linear(3, 3)
+    with pytest.warns(UserWarning, match="spare"):
+        masks = prune(model, batches)
+    assert "spare.weight" not in masks
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_bad_activations_name_the_layer_and_change_nothing(model, batches, bad):
+    batches[2][0, 0, 0, 0] = bad
+    with pytest.raises(ValueError, match=r"layer 'conv'.*4 NaN|layer 'conv'.*NaN"):
+        prune(model, batches)
+    assert get_masks(model) == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha_fc": 1.5}, "alpha_fc must be in"),
+        ({"alpha_conv": 0.0}, "alpha_conv must be in"),
+        ({"compat": "papre"}, "compat must be"),
+        ({"layers": ["fc3"]}, "fc3"),
+        ({"variant": "mean"}, "variant must be"),
+    ],
+)
+def test_wrong_options(model, batches, options, message):
+    with pytest.raises(ValueError, match=message):
+        prune(model, batches, **options)
+    assert get_masks(model) == {}
+
+
+def run(model, batches, folder, iterations, **options):
+    torch.manual_seed(3)
+    return prune_iteratively(
+        model,
+        batches,
+        retrain,
+        iterations=iterations,
+        evaluate=lambda m: float(m(batches[0]).square().mean()),
+        checkpoint=folder,
+        log=folder / "history.jsonl",
+        progress=False,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("rewound", [False, True])
+def test_stopped_and_resumed_gives_the_same_bits(batches, tmp_path, rewound):
+    def fresh():
+        torch.manual_seed(0)
+        model = Small()
+        return model, {"rewind": dense_state(model) if rewound else None, "alpha_fc": 0.8}
+
+    whole, options = fresh()
+    expected = run(whole, batches, tmp_path / "whole", 3, **options)
+    stopped, options = fresh()
+    run(stopped, batches, tmp_path / "parts", 1, **options)
+    resumed, options = fresh()
+    torch.rand(17)  # the generators are somewhere else by now
+    history = run(resumed, batches, tmp_path / "parts", 3, **options)
+
+    def without_time(history):
+        return [{**vars(i), "seconds": None} for i in history]
+
+    assert without_time(history) == without_time(expected)
+    assert without_time(read_history(tmp_path / "parts" / "history.jsonl")) == without_time(expected)
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
+    kept = [i.kept for i in history]
+    assert kept == sorted(kept, reverse=True)
+    assert kept[-1] < kept[0]
+
+
+def test_history_is_json_lines(model, batches, tmp_path):
+    run(model, batches, tmp_path, 1)
+    lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [0, 1]
+    assert lines[0]["kept_percent"] == 100
+    assert lines[1]["kept_per_layer"].keys() == {"conv", "fc1", "fc2"}
+
+
+def test_checkpoint_of_another_network_is_refused(model, batches, tmp_path):
+    run(model, batches, tmp_path, 1)
+    with pytest.raises(ValueError, match="not a checkpoint of this network"):
+        prune_iteratively(nn.Linear(3, 3), batches, retrain, iterations=2, checkpoint=tmp_path)
+
+
+def test_one_shot_iterators_are_refused(model, batches):
+    with pytest.raises(TypeError, match="more than once"):
+        prune_iteratively(model, iter(batches), retrain, iterations=1)
