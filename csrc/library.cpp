@@ -1,0 +1,262 @@
+// The operators of the compiled backend, over LibTorch's stable ABI: tensors in, Conv and Plan, work items onto torch's
+// threads.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "conv.h"
+
+namespace nnrelief {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+const Level* choose_level() {
+  bool avx512 = false, avx2 = false;
+#if defined(__x86_64__)
+  avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+  const Level* all[] = {avx512 ? level_avx512() : nullptr, avx2 ? level_avx2() : nullptr, level_portable()};
+  const char* wanted = std::getenv("NNRELIEF_CPU");
+  for (const Level* level : all)
+    if (level && (!wanted || !*wanted || std::string(wanted) == level->name)) return level;
+  STD_TORCH_CHECK(false, "NNRELIEF_CPU must be one of portable, avx2, avx512 that this processor and build have, got ",
+                  wanted);
+  return nullptr;
+}
+
+const Level& level() {
+  static const Level* chosen = choose_level();
+  return *chosen;
+}
+
+Dtype dtype_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Half:
+      return Dtype::f16;
+    case ScalarType::BFloat16:
+      return Dtype::bf16;
+    case ScalarType::Float:
+      return Dtype::f32;
+    case ScalarType::Double:
+      return Dtype::f64;
+    default:
+      STD_TORCH_CHECK(false, "expected float16, bfloat16, float32 or float64");
+      return Dtype::f32;
+  }
+}
+
+// `geometry`: out, stride, padding before and dilation of each spatial dimension, then groups, padding mode, variant.
+Conv make_conv(const Tensor& weight, const Tensor& acts, const std::vector<int64_t>& geometry) {
+  const int64_t dims = acts.dim() - 2, lead = 3 - dims;
+  STD_TORCH_CHECK(dims >= 1 && dims <= 3 && weight.dim() == acts.dim() && (int64_t)geometry.size() == 4 * dims + 3,
+                  "geometry does not fit the tensors");
+  Conv c{};
+  c.acts = acts.data_ptr();
+  c.weight = weight.data_ptr();
+  c.acts_type = dtype_of(acts);
+  c.weight_type = dtype_of(weight);
+  c.samples = acts.size(0);
+  c.channels = acts.size(1);
+  c.groups = geometry[4 * dims];
+  c.padding = (Padding)geometry[4 * dims + 1];
+  c.variant = (Variant)geometry[4 * dims + 2];
+  c.filters = weight.size(0) / c.groups;
+  c.acts_n = acts.stride(0);
+  c.acts_c = acts.stride(1);
+  c.weight_j = weight.stride(0);
+  c.weight_c = weight.stride(1);
+  for (int64_t d = 0; d < 3; ++d) c.size[d] = c.kernel[d] = c.stride[d] = c.dilation[d] = c.out[d] = 1;
+  for (int64_t i = 0; i < dims; ++i) {
+    const int64_t d = lead + i;
+    c.size[d] = acts.size(2 + i);
+    c.acts_x[d] = acts.stride(2 + i);
+    c.kernel[d] = weight.size(2 + i);
+    c.weight_x[d] = weight.stride(2 + i);
+    c.out[d] = geometry[i];
+    c.stride[d] = geometry[dims + i];
+    c.before[d] = geometry[2 * dims + i];
+    c.dilation[d] = c.kernel[d] == 1 ? 1 : geometry[3 * dims + i];
+    if (c.kernel[d] == 1 && c.before[d] == 0 && (c.out[d] - 1) * c.stride[d] < c.size[d]) {
+      // only these positions are read: a smaller map with wider strides
+      c.acts_x[d] *= c.stride[d];
+      c.size[d] = c.out[d];
+      c.stride[d] = 1;
+    }
+  }
+  return c;
+}
+
+struct Free {
+  void operator()(void* p) const { ::operator delete(p, std::align_val_t(64)); }
+};
+using Memory = std::unique_ptr<void, Free>;
+
+Memory allocate(int64_t bytes) { return Memory(::operator new(std::max<int64_t>(bytes, 64), std::align_val_t(64))); }
+
+template <class T>
+double magnitude(const void* p, int64_t i) {
+  return std::abs((double)static_cast<const T*>(p)[i]);
+}
+
+double weight_at(const void* p, Dtype type, int64_t i) {
+  switch (type) {
+    case Dtype::f16:
+      return magnitude<torch::headeronly::Half>(p, i);
+    case Dtype::bf16:
+      return magnitude<torch::headeronly::BFloat16>(p, i);
+    case Dtype::f32:
+      return magnitude<float>(p, i);
+    default:
+      return magnitude<double>(p, i);
+  }
+}
+
+// out[channel][filter] of some channels to the result's (filter, channel of the group).
+template <class T>
+void store(const Conv& c, const Plan& p, int64_t begin, int64_t end, const double* sums, T* out) {
+  for (int64_t ch = begin; ch < end; ++ch) {
+    const int64_t group = ch / c.per_group(), member = ch % c.per_group();
+    const double* row = sums + (ch - begin) * p.columns;
+    for (int64_t j = 0; j < c.filters; ++j) {
+      const int64_t filter = group * c.filters + j;
+      const double value = p.path == Path::norms
+                               ? row[0] * weight_at(c.weight, c.weight_type, filter * c.weight_j + member * c.weight_c)
+                               : row[j];
+      out[filter * c.per_group() + member] = (T)value;
+    }
+  }
+}
+
+template <class T>
+void score_into(const Conv& c, const Plan& p, T* out) {
+  const Level& kernels = level();
+  const int64_t row = p.item_channels * p.columns, scratch = kernels.scratch(c, p);
+  std::vector<double> partial(p.chunks > 1 ? p.channel_items * p.chunks * row : 0);
+  torch::stable::parallel_for(0, p.channel_items * p.chunks, 1, [&](int64_t begin, int64_t end) {
+    const Memory memory = allocate(scratch);
+    std::vector<double> own(p.chunks > 1 ? 0 : row);
+    for (int64_t item = begin; item < end; ++item) {
+      double* sums = p.chunks > 1 ? partial.data() + item * row : own.data();
+      kernels.score_item(c, p, item, memory.get(), sums);
+      const int64_t first = item * p.item_channels;
+      if (p.chunks == 1) store(c, p, first, std::min(first + p.item_channels, c.channels), sums, out);
+    }
+  });
+  if (p.chunks == 1) return;
+  for (int64_t item = 0; item < p.channel_items; ++item) {
+    double* sums = partial.data() + item * p.chunks * row;
+    for (int64_t part = 1; part < p.chunks; ++part)
+      for (int64_t i = 0; i < row; ++i) sums[i] += sums[part * row + i];
+    const int64_t first = item * p.item_channels;
+    store(c, p, first, std::min(first + p.item_channels, c.channels), sums, out);
+  }
+}
+
+int64_t conv_path(Tensor weight, Tensor acts, std::vector<int64_t> geometry) {
+  const Plan plan = make_plan(make_conv(weight, acts, geometry), level().width);
+  return plan.features == 0 ? -1 : (int64_t)plan.path;
+}
+
+Tensor score_conv(Tensor weight, Tensor acts, std::vector<int64_t> geometry) {
+  const Conv conv = make_conv(weight, acts, geometry);
+  const Plan plan = make_plan(conv, level().width);
+  STD_TORCH_CHECK(plan.features > 0, "no path serves this kernel size");
+  const bool wide = conv.acts_type == Dtype::f64 || conv.weight_type == Dtype::f64;
+  Tensor out =
+      torch::stable::new_empty(acts, {weight.size(0), weight.size(1)}, wide ? ScalarType::Double : ScalarType::Float);
+  if (wide)
+    score_into(conv, plan, static_cast<double*>(out.data_ptr()));
+  else
+    score_into(conv, plan, static_cast<float*>(out.data_ptr()));
+  return out;
+}
+
+// (in,) float64: the sums of |acts| (rows, in) over rows, in an order that the number of threads does not change.
+Tensor column_sums(Tensor acts) {
+  const int64_t rows = acts.size(0), columns = acts.size(1), width = std::min<int64_t>(columns, 1024);
+  const int64_t blocks = (columns + width - 1) / width;
+  const int64_t parts = std::clamp<int64_t>(std::min(rows / 64, (int64_t)(1 << 20) / columns), 1, 64);
+  const int64_t part = (rows + parts - 1) / parts;
+  const Dtype type = dtype_of(acts);
+  std::vector<double> sums(parts * columns);
+  torch::stable::parallel_for(0, parts * blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t first = item % blocks * width, row = item / blocks * part;
+      level().column_sums(acts.data_ptr(), type, acts.stride(0), acts.stride(1), row, std::min(row + part, rows), first,
+                          std::min(first + width, columns), sums.data() + item / blocks * columns);
+    }
+  });
+  Tensor out = torch::stable::new_empty(acts, {columns}, ScalarType::Double);
+  double* total = static_cast<double*>(out.data_ptr());
+  for (int64_t i = 0; i < columns; ++i) {
+    total[i] = 0;
+    for (int64_t k = 0; k < parts; ++k) total[i] += sums[k * columns + i];
+  }
+  return out;
+}
+
+template <class T>
+void scale_into(const Tensor& weight, const double* sums, T* out) {
+  const int64_t rows = weight.size(0), columns = weight.size(1), sj = weight.stride(0), si = weight.stride(1);
+  const void* w = weight.data_ptr();
+  const Dtype type = dtype_of(weight);
+  torch::stable::parallel_for(0, rows, std::max<int64_t>(1, (1 << 14) / columns), [&](int64_t begin, int64_t end) {
+    for (int64_t j = begin; j < end; ++j) {
+      T* row = out + j * columns;
+      if (type == Dtype::f32 && si == 1) {
+        const float* v = static_cast<const float*>(w) + j * sj;
+        for (int64_t i = 0; i < columns; ++i) row[i] = (T)(std::abs((double)v[i]) * sums[i]);
+      } else {
+        for (int64_t i = 0; i < columns; ++i) row[i] = (T)(weight_at(w, type, j * sj + i * si) * sums[i]);
+      }
+    }
+  });
+}
+
+// |w_ij| sums_i.
+Tensor scale_columns(Tensor weight, Tensor sums, bool wide) {
+  Tensor out =
+      torch::stable::new_empty(weight, {weight.size(0), weight.size(1)}, wide ? ScalarType::Double : ScalarType::Float);
+  const double* factors = static_cast<const double*>(sums.data_ptr());
+  if (wide)
+    scale_into(weight, factors, static_cast<double*>(out.data_ptr()));
+  else
+    scale_into(weight, factors, static_cast<float*>(out.data_ptr()));
+  return out;
+}
+
+std::string level_name() { return level().name; }
+
+}  // namespace
+}  // namespace nnrelief
+
+STABLE_TORCH_LIBRARY(nnrelief_cpu, m) {
+  m.def("conv_path(Tensor weight, Tensor acts, int[] geometry) -> int");
+  m.def("score_conv(Tensor weight, Tensor acts, int[] geometry) -> Tensor");
+  m.def("column_sums(Tensor acts) -> Tensor");
+  m.def("scale_columns(Tensor weight, Tensor sums, bool wide) -> Tensor");
+  m.def("level() -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(nnrelief_cpu, CPU, m) {
+  m.impl("conv_path", TORCH_BOX(&nnrelief::conv_path));
+  m.impl("score_conv", TORCH_BOX(&nnrelief::score_conv));
+  m.impl("column_sums", TORCH_BOX(&nnrelief::column_sums));
+  m.impl("scale_columns", TORCH_BOX(&nnrelief::scale_columns));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(nnrelief_cpu, CompositeExplicitAutograd, m) {
+  m.impl("level", TORCH_BOX(&nnrelief::level_name));
+}

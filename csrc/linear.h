@@ -1,0 +1,45 @@
+// Column sums of |x|, in float64: as fast as memory, so nothing is gained by less.
+#pragma once
+
+#include "fill.h"
+
+namespace {
+
+template <class S>
+void column_sums_of(const S* x, int64_t row_stride, int64_t column_stride, int64_t begin, int64_t end, int64_t first,
+                    int64_t last, double* sums) {
+  constexpr int n = kLanes<double>;
+  int64_t row = begin;
+  for (; row < end; row += 4) {
+    const int64_t rows = end - row < 4 ? end - row : 4;
+    const S* at = x + row * row_stride;
+    int64_t i = first;
+    if (column_stride == 1 && rows == 4) {
+      for (; i + n <= last; i += n) {
+        V<double> sum;
+        memcpy(&sum, sums + i, sizeof(sum));
+        sum += (load<double>(at + i) + load<double>(at + row_stride + i)) +
+               (load<double>(at + 2 * row_stride + i) + load<double>(at + 3 * row_stride + i));
+        memcpy(sums + i, &sum, sizeof(sum));
+      }
+    }
+    for (; i < last; ++i)
+      for (int64_t r = 0; r < rows; ++r) sums[i] += load_one<double>(at + r * row_stride + i * column_stride);
+  }
+}
+
+void column_sums(const void* x, Dtype type, int64_t row_stride, int64_t column_stride, int64_t begin, int64_t end,
+                 int64_t first, int64_t last, double* sums) {
+  switch (type) {
+    case Dtype::f16:
+      return column_sums_of((const Half*)x, row_stride, column_stride, begin, end, first, last, sums);
+    case Dtype::bf16:
+      return column_sums_of((const BFloat16*)x, row_stride, column_stride, begin, end, first, last, sums);
+    case Dtype::f32:
+      return column_sums_of((const float*)x, row_stride, column_stride, begin, end, first, last, sums);
+    case Dtype::f64:
+      return column_sums_of((const double*)x, row_stride, column_stride, begin, end, first, last, sums);
+  }
+}
+
+}  // namespace

@@ -1,0 +1,115 @@
+// The choice of a path. Costs are vector multiply-adds per map and lane-full of samples, as counted on paper and
+// checked by measurement: what matters is where the minimum lies.
+//
+//   norms        1x1 kernels: |w_ij| * sum_n ||x_ni||
+//   window_sums  "l1": every tap's window summed once, over the sum of all maps
+//   lags         stride and dilation 1, kernels up to 7x7: a product sum per lag and its edges, then as gram
+//   gram         every pair of taps: F = k²(k²+1)/2 features, F per filter in phase 2
+//   dual         maps with fewer pixels P than taps: the norm as a quadratic form of the map instead of the kernel,
+//                F = P(P+1)/2; the kernels' P x P forms are made once per layer
+//   direct       vᵀU itself: few outputs under large kernels, L k² per filter
+#include <algorithm>
+
+#include "conv.h"
+
+namespace nnrelief {
+namespace {
+
+constexpr int64_t kTileColumns = 64, kTileRows = 32;  // the longest float32 sums of phase 1
+constexpr int64_t kFeatures = 8192;
+constexpr int64_t kWholeMap = 4096;  // vectors: `direct` keeps a whole map
+constexpr int64_t kTableBytes = 512 << 10;
+constexpr double kRoot = 8;  // of one vector
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+bool lags_serve(const Conv& c, const int64_t* tile) {
+  for (int d = 0; d < 3; ++d) {
+    if (c.kernel[d] > 1 && (c.stride[d] > 1 || c.dilation[d] > 1)) return false;
+    if (c.stride[d] > 1) return false;
+  }
+  if (c.kernel[0] > 1 || c.kernel[1] > 7 || c.kernel[2] > 7) return false;
+  for (int d = 1; d < 3; ++d) {
+    const int64_t tiles = ceil_div(c.out[d], tile[d]);
+    if (c.out[d] - (tiles - 1) * tile[d] < c.kernel[d] - 1) return false;
+  }
+  return true;
+}
+
+void choose_path(const Conv& c, Plan& p) {
+  const double taps = c.taps(), positions = c.positions(), pixels = c.pixels(), filters = c.filters;
+  const double features = taps * (taps + 1) / 2, dual = pixels * (pixels + 1) / 2;
+  if (c.variant == Variant::l1) {
+    p.path = Path::window_sums;
+    p.features = c.taps();
+    return;
+  }
+  if (c.taps() == 1) {
+    p.path = Path::norms;
+    p.features = 1;
+    return;
+  }
+  double least = 1e300;
+  const auto offer = [&](Path path, double cost, double count) {
+    if (cost >= least || count > kFeatures) return;
+    least = cost;
+    p.path = path;
+    p.features = (int64_t)count;
+  };
+  if (lags_serve(c, p.tile)) {
+    const double rows = c.out[1] + c.kernel[1] - 1, columns = c.out[2] + c.kernel[2] - 1;
+    const double lags = c.kernel[2] + (c.kernel[1] - 1) * (2 * c.kernel[2] - 1);
+    offer(Path::lags, 1.3 * c.out[0] * rows * columns * lags + 6 * features + filters * (features + kRoot), features);
+  }
+  offer(Path::gram, 1.1 * positions * features + filters * (features + kRoot), features);
+  const double sample_vectors = std::max(1.0, c.samples / 16.0);
+  offer(Path::dual, dual + filters * (dual + kRoot + 2 * positions * (taps + dual) / (16 * sample_vectors)), dual);
+  const int64_t whole = c.span(0, c.out[0]) * c.span(1, c.out[1]) * c.span(2, c.out[2]);
+  if (whole <= kWholeMap) offer(Path::direct, filters * (positions * (taps + 2) + kRoot), (double)whole);
+}
+
+}  // namespace
+
+Plan make_plan(const Conv& c, Width width) {
+  Plan p{};
+  p.mean = c.variant != Variant::paper;
+  p.wide = p.mean || c.acts_type == Dtype::f64 || c.weight_type == Dtype::f64;
+  const int64_t lanes = p.wide ? width.lanes64 : width.lanes32, bytes = p.wide ? 8 : 4;
+
+  p.tile[0] = 1;
+  p.tile[1] = ceil_div(c.out[1], ceil_div(c.out[1], kTileRows));  // tiles of nearly equal size
+  p.tile[2] = ceil_div(c.out[2], ceil_div(c.out[2], kTileColumns));
+  choose_path(c, p);
+  if (p.features == 0) return p;
+  if (p.path == Path::dual || p.path == Path::direct) std::copy(c.out, c.out + 3, p.tile);
+  p.tile_size = 1;
+  for (int d = 0; d < 3; ++d) {
+    p.tiles[d] = ceil_div(c.out[d], p.tile[d]);
+    p.tile_size *= p.path == Path::dual ? c.size[d] : c.span(d, p.tile[d]);
+  }
+  p.columns = p.path == Path::norms ? 1 : c.filters;
+
+  const bool neighbours = c.acts_c == 1 && c.acts_x[2] != 1 && c.channels > 1;
+  const bool few_samples = c.samples < lanes / 2 && c.channels > c.samples;
+  const bool fits = lanes * lanes * p.features * bytes <= (2 << 20);
+  p.channel_lanes = p.mean || ((neighbours || few_samples) && fits);
+  const int64_t block = lanes * p.features * bytes * (p.channel_lanes ? lanes : 1);
+  p.blocks = std::clamp<int64_t>(kTableBytes / block, 1, 16);
+
+  const int64_t most = std::max<int64_t>(1, kTableBytes / (bytes * p.features * width.filters)) * width.filters;
+  p.filter_block = std::min(p.columns, most);
+
+  p.item_channels = p.channel_lanes ? lanes : std::clamp<int64_t>(c.channels / 32, 1, 16);
+  p.channel_items = ceil_div(c.channels, p.item_channels);
+  p.chunks = 1;
+  if (!p.mean) {
+    const int64_t partial = 8 * p.columns * c.channels, quantum = lanes * 4;
+    p.chunks = std::max<int64_t>(
+        1, std::min({ceil_div(c.samples, quantum), ceil_div(64, p.channel_items), (int64_t)(8 << 20) / partial}));
+  }
+  p.chunk = ceil_div(ceil_div(c.samples, p.chunks), lanes) * lanes;
+  p.chunks = ceil_div(c.samples, p.chunk);
+  return p;
+}
+
+}  // namespace nnrelief
