@@ -52,6 +52,7 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
             present.mask = present.mask & mask
         else:
             parametrize.register_parametrization(layer, attribute, Masked(mask.clone()), unsafe=True)
+    _zero_pruned(model)
 
 
 def get_masks(model: nn.Module) -> Masks:
@@ -67,7 +68,7 @@ def fold_masks(model: nn.Module) -> None:
 
 
 def dense_state(model: nn.Module) -> dict[str, Tensor]:
-    """A copy on the CPU of the parameters and buffers under their plain names, as if no mask were there."""
+    """A copy on the CPU of the parameters and buffers under their plain names, masked or not."""
     masked = _masked(model)
     state = {}
     for key, value in model.state_dict().items():
@@ -78,7 +79,7 @@ def dense_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_dense(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load plain names into a model whose parameters may be masked; masks stay as they are.
+    """Load plain names into a model whose parameters may be masked; masks stay in force.
 
     Raises:
         ValueError: names are missing or unexpected, or a shape differs.
@@ -98,6 +99,16 @@ def load_dense(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, value in state.items():
             target[name].copy_(value)
+    _zero_pruned(model)
+
+
+def _zero_pruned(model: nn.Module) -> None:
+    """Zeros behind the masks too: weight decay would shrink what is pruned through subnormal numbers, which are slow."""
+    with torch.no_grad():
+        for name, masked in _masked(model).items():
+            layer, attribute = _slot(model, name)
+            original = cast("nn.ModuleDict", layer.parametrizations)[attribute].original
+            cast(Tensor, original).mul_(masked.mask)
 
 
 def _slot(model: nn.Module, name: str) -> tuple[nn.Module, str]:

@@ -116,7 +116,7 @@ def run(model, batches, folder, iterations, **options):
         batches,
         retrain,
         iterations=iterations,
-        evaluate=lambda m: float(m(batches[0]).square().mean()),
+        evaluate=lambda m: m(batches[0]).square().mean().item(),
         checkpoint=folder,
         log=folder / "history.jsonl",
         progress=False,

@@ -1,0 +1,1 @@
+"""Networks, data and training recipes of Dekhovich et al. 2024."""
