@@ -12,16 +12,18 @@ demo: $(STAMP)
 	$(BIN)/nnrelief demo --out demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests nnrelief_kernels/scoring.py nnrelief_kernels/selection.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror csrc/*.cpp csrc/*.h
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i csrc/*.cpp csrc/*.h
 
 # TORCH picks another torch for a new environment, e.g. `make test TORCH=torch==2.13.0`.
 $(STAMP): pyproject.toml setup.py $(wildcard csrc/*)

@@ -36,8 +36,6 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 when it worked, 2 with one line on standard error when what was asked for is wrong."""
-    # weights that decay towards 0 (pixels that are always black) pass through subnormal numbers, which are slow
-    torch.set_flush_denormal(True)
     try:
         arguments = _parser().parse_args(argv)
         arguments.run(arguments)
@@ -47,8 +45,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("nnrelief: interrupted", file=sys.stderr)
         return 130
-    finally:
-        torch.set_flush_denormal(False)
     return 0
 
 
