@@ -65,12 +65,12 @@ def measure(model: nn.Module, example: Any, forward: Callable[[nn.Module, Any], 
     alive = {name: (layer.weight != 0).flatten(2).any(2) if layer.weight.ndim > 2 else layer.weight != 0
              for name, layer in layers.items()}  # fmt: skip
     receives = {name: connections.any(1) for name, connections in alive.items()}
-    feeds = {name: _feeds(layers[name], connections) for name, connections in alive.items()}
+    feeds = {name: inputs_in_use(layers[name], connections) for name, connections in alive.items()}
 
     active: dict[str, int] = {}
     inputs = {name: feeds[name] for name in layers}
     outputs = dict(receives)
-    chain = _chain(model, layers)
+    chain = layer_chain(model, layers)
     if chain:
         active["input"] = int(feeds[chain[0]].sum())
         for name, following in itertools.pairwise(chain):
@@ -136,7 +136,7 @@ def _positions(model: nn.Module, example: Any, forward: Callable[[nn.Module, Any
     return found
 
 
-def _feeds(layer: Layer, connections: Tensor) -> Tensor:
+def inputs_in_use(layer: Layer, connections: Tensor) -> Tensor:
     """Which of the layer's inputs have a connection left: (C_out, C_in/groups) to (C_in,)."""
     groups = 1 if isinstance(layer, nn.Linear) else layer.groups
     return connections.reshape(groups, -1, connections.shape[1]).any(1).flatten()
@@ -154,7 +154,7 @@ class _LayerTracer(fx.Tracer):
         return isinstance(m, (nn.Linear, *CONVS)) or super().is_leaf_module(m, module_qualified_name)
 
 
-def _chain(model: nn.Module, layers: dict[str, Layer]) -> list[str]:
+def layer_chain(model: nn.Module, layers: dict[str, Layer]) -> list[str]:
     """The layers' names in order where each feeds the next and nothing else; [] where the network is not such a chain."""
     try:
         graph = _LayerTracer().trace(model)

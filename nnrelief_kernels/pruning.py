@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import random
 import time
@@ -16,10 +17,10 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from .collect import Collector
+from .collect import CONVS, Collector
 from .files import atomic_write
 from .masks import Masks, apply_masks, dense_state, get_masks, load_dense
-from .measure import Layer, measure
+from .measure import Layer, inputs_in_use, layer_chain, measure
 from .progress import progress as progress_bar
 from .selection import keep_mask
 
@@ -38,6 +39,7 @@ def prune(
     min_keep: int = 0,
     backend: str = "auto",
     forward: Forward | None = None,
+    drop_unread: bool = True,
 ) -> Masks:
     """Score every connection in one pass over `batches`, and mask those outside the share alpha of each unit's signal.
 
@@ -53,6 +55,8 @@ def prune(
         variant, backend: as in `score_conv`.
         compat, min_keep: as in `keep_mask`.
         forward: runs the model on a batch.
+        drop_unread: where the layers form a chain, a unit that nothing reads any more loses its own connections as well,
+            from the last layer to the first. The outputs do not change (the backward pass of the authors' scripts).
 
     Returns:
         The masks now in force: parameter name to a bool tensor that broadcasts to the parameter, True where it stays.
@@ -80,6 +84,8 @@ def prune(
             masks[f"{prefix}bias"] = keep[:, -1]
             keep = keep[:, :-1]
         masks[f"{prefix}weight"] = keep.reshape(*keep.shape, *(1,) * (layer.weight.ndim - 2))
+    if drop_unread:
+        _drop_unread(model, masks)
     apply_masks(model, masks)
     return get_masks(model)
 
@@ -175,6 +181,18 @@ def write_history(history: Iterable[Iteration], path: str | Path) -> None:
 def read_history(path: str | Path) -> list[Iteration]:
     """The history in a JSON-lines file."""
     return [Iteration(**json.loads(line)) for line in Path(path).read_text().splitlines()]
+
+
+def _drop_unread(model: nn.Module, masks: Masks) -> None:
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, (nn.Linear, *CONVS))}
+    for before, after in reversed(list(itertools.pairwise(layer_chain(model, layers)))):
+        weight = layers[after].weight
+        left = (weight != 0) & masks.get(f"{after}.weight", torch.ones_like(weight, dtype=torch.bool))
+        read = inputs_in_use(layers[after], left.flatten(2).any(2) if left.ndim > 2 else left)
+        read = read.reshape(len(layers[before].weight), -1).any(1)
+        for parameter in ("weight", "bias"):
+            if (mask := masks.get(f"{before}.{parameter}")) is not None:
+                mask &= read.reshape(-1, *(1,) * (mask.ndim - 1))
 
 
 def _check(name: str, alpha: float, options: dict[str, Any]) -> None:

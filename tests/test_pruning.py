@@ -46,7 +46,7 @@ def retrain(model):
 
 def test_masks_are_the_papers_on_the_unpruned_networks_activations(model, batches):
     original = copy.deepcopy(model)
-    masks = prune(model, batches, alpha_conv=0.8, alpha_fc=0.7)
+    masks = prune(model, batches, alpha_conv=0.8, alpha_fc=0.7, drop_unread=False)
     x = torch.cat(batches)
     inputs = {"conv": x}
     inputs["fc1"] = torch.nn.functional.max_pool2d(original.conv(x).relu(), 2).flatten(1)
@@ -72,6 +72,17 @@ def test_masks_hold_in_training_and_only_shrink(model, batches):
     fold_masks(model)
     assert torch.equal(model(batches[0]), output)
     assert set(model.state_dict()) == set(Small().state_dict())
+
+
+def test_units_nothing_reads_go_without_changing_the_outputs(model, batches):
+    plain = copy.deepcopy(model)
+    kept = prune(plain, batches, alpha_conv=0.5, alpha_fc=0.3, drop_unread=False)
+    dropped = prune(model, batches, alpha_conv=0.5, alpha_fc=0.3)
+    assert torch.equal(model(batches[0]), plain(batches[0]))
+    read = kept["fc2.weight"].any(0)
+    assert not read.all()
+    assert torch.equal(dropped["fc1.weight"], kept["fc1.weight"] & read[:, None])
+    assert torch.equal(dropped["fc1.bias"], kept["fc1.bias"] & read)
 
 
 def test_chosen_layers_only(model, batches):
