@@ -4,6 +4,7 @@ TORCH ?= torch
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+DOCTESTS := $(addprefix nnrelief_kernels/,scoring.py selection.py magnitude.py)
 
 .PHONY: demo test lint format clean
 
@@ -12,7 +13,7 @@ demo: $(STAMP)
 	$(BIN)/nnrelief demo --out demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest tests nnrelief_kernels/scoring.py nnrelief_kernels/selection.py
+	$(BIN)/python -m pytest tests $(DOCTESTS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,6 +1,8 @@
 """Fused scoring kernels and a pruning loop for *Neural network relief* (Dekhovich et al. 2024)."""
 
+from .accumulate import ConvAccumulator, LinearAccumulator
 from .collect import Collector
+from .magnitude import magnitude_masks
 from .masks import apply_masks, fold_masks, get_masks
 from .measure import jaccard, measure
 from .pruning import prune, prune_iteratively
@@ -9,6 +11,8 @@ from .selection import keep_mask, keep_rank, target_sparsity
 
 __all__ = [
     "Collector",
+    "ConvAccumulator",
+    "LinearAccumulator",
     "apply_masks",
     "explain",
     "fold_masks",
@@ -16,6 +20,7 @@ __all__ = [
     "jaccard",
     "keep_mask",
     "keep_rank",
+    "magnitude_masks",
     "measure",
     "prune",
     "prune_iteratively",

@@ -11,7 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from .collect import CONVS, call_model
+from .accumulate import CONVS
+from .collect import call_model
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 

@@ -17,7 +17,8 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from .collect import CONVS, Collector
+from .accumulate import CONVS
+from .collect import Collector
 from .files import atomic_write
 from .masks import Masks, apply_masks, dense_state, get_masks, load_dense
 from .measure import Layer, inputs_in_use, layer_chain, measure

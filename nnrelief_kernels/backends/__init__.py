@@ -6,6 +6,7 @@ A backend is one module of this package that offers the names of :class:`Backend
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 from typing import Protocol, cast
@@ -51,6 +52,15 @@ def get(name: str) -> Backend:
 def result_dtype(weight: Tensor, acts: Tensor) -> dtype:
     """float64 if either input is, else float32."""
     return float64 if float64 in (weight.dtype, acts.dtype) else float32
+
+
+def row_views(acts: Tensor) -> Iterator[Tensor]:
+    """Two-dimensional views (rows, in) that together cover (..., in); nothing is copied, whatever the strides."""
+    try:
+        yield acts.view(-1, acts.shape[-1])
+    except RuntimeError:  # leading dimensions that cannot be viewed as one go one by one
+        for part in acts:
+            yield from row_views(part)
 
 
 def refusals_conv(weight: Tensor, acts: Tensor, geometry: ConvGeometry, variant: str) -> dict[str, str | None]:

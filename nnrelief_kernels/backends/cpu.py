@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import cast
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from .. import extension
 from ..geometry import PADDING_MODES, ConvGeometry
-from . import result_dtype
+from . import result_dtype, row_views
 
 VARIANTS = ("paper", "norm_of_mean", "l1")
 PATHS = ("norms", "lags", "gram", "dual", "direct", "window sums")
@@ -46,16 +47,8 @@ def score_conv(weight: Tensor, acts: Tensor, geometry: ConvGeometry, variant: st
 
 def score_linear(weight: Tensor, acts: Tensor) -> Tensor:
     wide = result_dtype(weight, acts) == torch.float64
-    return cast(Tensor, torch.ops.nnrelief_cpu.scale_columns(weight, _column_sums(acts), wide))
-
-
-def _column_sums(acts: Tensor) -> Tensor:
-    """sum of |acts| over all but the last dimension, float64; leading dimensions that cannot be viewed as one go one by one."""
-    try:
-        rows = acts.view(-1, acts.shape[-1])
-    except RuntimeError:
-        return torch.stack([_column_sums(part) for part in acts]).sum(0)
-    return cast(Tensor, torch.ops.nnrelief_cpu.column_sums(rows))
+    sums = functools.reduce(torch.add, map(torch.ops.nnrelief_cpu.column_sums, row_views(acts)))
+    return cast(Tensor, torch.ops.nnrelief_cpu.scale_columns(weight, sums, wide))
 
 
 def _refuses_device(acts: Tensor) -> str | None:

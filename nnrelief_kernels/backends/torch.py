@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..geometry import ConvGeometry, source_index
-from . import result_dtype
+from . import result_dtype, row_views
 
 BLOCK = 1 << 20
 """Elements of one working buffer; the handful alive at once stays under the contract's 64 MiB even in float64."""
@@ -56,14 +56,15 @@ def conv_path(weight: Tensor, acts: Tensor, geometry: ConvGeometry, variant: str
 
 
 def score_linear(weight: Tensor, acts: Tensor) -> Tensor:
-    rows = acts.flatten(0, -2)
-    total = torch.zeros(rows.shape[1], dtype=torch.float64, device=acts.device)
-    for block in torch.split(rows, max(1, BLOCK // rows.shape[1])):
-        total += block.double().abs_().sum(0)
+    rows = max(1, BLOCK // acts.shape[-1])
+    total = torch.zeros(acts.shape[-1], dtype=torch.float64, device=acts.device)
+    for view in row_views(acts):
+        for block in torch.split(view, rows):
+            total += block.abs().sum(0, dtype=torch.float64)
     # |w| a row block at a time: the float64 product of a large weight is never held whole
     out = weight.new_empty(weight.shape, dtype=result_dtype(weight, acts))
-    for w, row in zip(torch.split(weight, max(1, BLOCK // rows.shape[1])), torch.split(out, max(1, BLOCK // rows.shape[1]))):
-        row.copy_(w.double().abs_().mul_(total))
+    for w, block in zip(torch.split(weight, rows), torch.split(out, rows)):
+        block.copy_(w.abs() * total)
     return out
 
 
