@@ -149,7 +149,9 @@ class ConvAccumulator(Accumulator):
             acts = acts[None]
         geometry = self.geometry(acts)
         if self.variant == "norm_of_mean":
-            total = acts.detach().abs().sum(0, dtype=torch.float64)
+            total = acts.new_zeros(acts.shape[1:], dtype=torch.float64)
+            for block in torch.split(acts.detach(), max(1, (1 << 20) // total.numel())):  # |acts| is never held whole
+                total += block.abs().sum(0, dtype=torch.float64)
             if not self.sums["signal"].numel():
                 self.sums["signal"] = total
             elif self.sums["signal"].shape != total.shape:

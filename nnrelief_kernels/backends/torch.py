@@ -89,13 +89,13 @@ def score_conv(weight: Tensor, acts: Tensor, geometry: ConvGeometry, variant: st
 
     dtype = result_dtype(weight, acts)
     out = acts.new_empty((groups, filters, per_group), dtype=dtype)
-    kernels = weight.reshape(groups, filters, per_group, taps)
+    kernels = weight.view(groups, filters, *weight.shape[1:])
     with _exact_products(acts.device.type):
         for c0, f0 in itertools.product(range(0, c_in, c_block), range(0, filters, f_block)):
             channels = torch.arange(c0, min(c0 + c_block, c_in), device=acts.device)
             group, member = channels // per_group, channels % per_group
             block = slice(f0, f0 + f_block)
-            v = kernels[group, block, member].to(dtype).abs()  # (c, f, k²)
+            v = kernels[group, block, member].flatten(2).to(dtype).abs()  # (c, f, k²)
             x = acts[:, c0 : c0 + c_block]
             blocks = [x] if variant == "norm_of_mean" else torch.split(x, n_block)
             signal = _total(_signal(v, rows, geometry, variant, path, tiles, n_block) for rows in blocks)
