@@ -107,6 +107,24 @@ def test_a_million_samples_lose_nothing(backend):
 
 
 @every_backend
+@pytest.mark.parametrize("variant", ["paper", "norm_of_mean", "l1"])
+@pytest.mark.parametrize(
+    ("weight_shape", "acts_shape", "options"),
+    [
+        ((2, 2, 7, 7), (9, 2, 160, 170), {"stride": 2, "padding": 3}),  # several blocks of samples and tiles of a map
+        ((70, 2, 3, 3), (700, 2, 9, 9), {"padding": 1}),
+        ((3, 300, 3, 3), (40, 300, 12, 12), {}),  # several blocks of channels
+        ((4, 1, 1, 1500), (3, 1, 1, 4000), {"stride": 7}),  # a Gram matrix that no block holds
+    ],
+)
+def test_calls_too_large_for_one_block(backend, weight_shape, acts_shape, options, variant):
+    torch.manual_seed(5)
+    weight, acts = torch.randn(weight_shape) * 3, torch.randn(acts_shape).relu_()
+    scores = score_conv(weight, acts, **options, variant=variant, normalize=False, backend=backend)
+    assert_close(scores, reference.score_conv(weight, acts, **options, variant=variant, normalize=False))
+
+
+@every_backend
 def test_the_callers_precision_settings_do_not_matter(backend):
     torch.manual_seed(3)
     weight, acts = torch.randn(16, 8, 3, 3), torch.randn(20, 8, 12, 12)

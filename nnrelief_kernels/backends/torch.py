@@ -105,7 +105,7 @@ def score_conv(weight: Tensor, acts: Tensor, geometry: ConvGeometry, variant: st
 
 def _signal(v: Tensor, x: Tensor, geometry: ConvGeometry, variant: str, path: str, tiles: list[Tile], n_block: int) -> Tensor:
     """sum_n of the norms for kernels v (c, f, k²) on their channels x (n, c, *spatial): (c, f) float64."""
-    v, v_scale = _scaled(v, v.amax(2, keepdim=True))
+    v, v_scale = _scaled(v.clone(), v.amax(2, keepdim=True))  # the caller's v serves its next samples
     # (n, c, 1, 1); no |x| is formed whole
     peak = torch.linalg.vector_norm(x, math.inf, dim=tuple(range(2, x.ndim))).to(v.dtype)[:, :, None, None]
     if variant == "norm_of_mean":
@@ -157,7 +157,7 @@ def _power_of_two(peak: Tensor) -> Tensor:
 
 
 def _scaled(values: Tensor, peak: Tensor) -> tuple[Tensor, Tensor]:
-    """`values` over a power of two near `peak`, so that float32 squares neither overflow nor vanish; and that power."""
+    """`values` divided in place by a power of two near `peak`, so that float32 squares stay in range; and that power."""
     scale = _power_of_two(peak)
     return values.div_(scale), scale.double()
 
