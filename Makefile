@@ -6,14 +6,17 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 DOCTESTS := $(addprefix nnrelief_kernels/,scoring.py selection.py magnitude.py)
 
-.PHONY: demo test lint format clean
+.PHONY: demo test bench lint format clean
 
 demo: $(STAMP)
 	$(BIN)/nnrelief info
 	$(BIN)/nnrelief demo --out demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest tests $(DOCTESTS)
+	$(BIN)/python -m pytest tests benchmarks/test_suites.py benchmarks/test_memory.py $(DOCTESTS)
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest benchmarks
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

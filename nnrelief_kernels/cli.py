@@ -1,4 +1,4 @@
-"""The nnrelief command: info, demo, prune and score."""
+"""The nnrelief command: info, demo, prune, score and bench."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from .pruning import Iteration, prune_iteratively
 from .scoring import VARIANTS
 from .selection import COMPATS, keep_mask
 
+SOURCE = Path(__file__).parents[1]
+"""A checkout, or the folder that the package is installed in."""
 EXTRAS = {"plots": "matplotlib", "data": "sklearn", "progress": "tqdm", "safetensors": "safetensors"}
 
 
@@ -110,7 +112,27 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--variant", choices=VARIANTS, default="paper")
     score.add_argument("--out", type=Path, help="file for the scores, as safetensors")
     score.set_defaults(run=_score)
+
+    bench = commands.add_parser(
+        "bench",
+        help="time the scores of a network's layers against other ways to get them",
+        description="Check and time the scores of every layer of a network against plain PyTorch, the layer's own forward pass "
+        "and one reading of the activations. Needs a checkout of the source.",
+        epilog="example: nnrelief bench --suite resnet50 --samples 16 --out results",
+    )
+    if (SOURCE / "benchmarks" / "command.py").exists():
+        sys.path.append(str(SOURCE))
+        from benchmarks.command import add_arguments, run
+
+        add_arguments(bench)
+        bench.set_defaults(run=run)
+    else:
+        bench.set_defaults(run=_no_bench)
     return parser
+
+
+def _no_bench(arguments: argparse.Namespace) -> NoReturn:
+    raise ValueError("bench needs a checkout of the source, with its folder benchmarks/; this is an installed package")
 
 
 def _add_model_and_data(parser: argparse.ArgumentParser) -> None:

@@ -20,10 +20,12 @@ def plot_history(history: Sequence[Iteration], path: str | Path, title: str = ""
         left.annotate(f"{i.kept_percent:.3g}", (step, i.kept_percent), (4, 5), textcoords="offset points", fontsize=8)
     left.set(xlabel="iteration", ylabel="parameters kept, %", yscale="log", title="What is left")
     left.yaxis.set_major_formatter("{x:g}")
+    left.margins(x=0.1, y=0.1)
     right.plot(steps, [i.error_after for i in history], "o-", color="tab:green", label="after retraining")
     if history[0].error_after is not None:
         right.axhline(history[0].error_after, color="gray", linestyle="--", label="dense network")
     right.set(xlabel="iteration", ylabel="test error, %", title="What it costs")
+    right.margins(y=0.1)
     right.set_ylim(bottom=0)
     right.legend()
     _save(figure, path, title)

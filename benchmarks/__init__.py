@@ -1,0 +1,1 @@
+"""How fast the scores are, against what else computes them: `python -m benchmarks --help`, `pytest benchmarks`."""
