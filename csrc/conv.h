@@ -78,7 +78,7 @@ Plan make_plan(const Conv& conv, Width width);
 struct Level {
   const char* name;
   Width width;
-  // Scratch bytes of `score_item`, aligned to 64.
+  // Scratch bytes of `score_item`, aligned to 128.
   int64_t (*scratch)(const Conv&, const Plan&);
   // Scores the channels and samples of one item into sums[channel - first channel][filter].
   void (*score_item)(const Conv&, const Plan&, int64_t item, void* scratch, double* sums);

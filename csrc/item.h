@@ -13,7 +13,7 @@ struct Scratch {
   template <class E>
   E* take(int64_t count) {
     E* out = (E*)(base ? base + used : nullptr);
-    used += (count * (int64_t)sizeof(E) + 63) / 64 * 64;
+    used += (count * (int64_t)sizeof(E) + 127) / 128 * 128;  // vectors of 16 doubles ask for as much
     return out;
   }
 };
@@ -35,14 +35,16 @@ struct Worker {
     total = s.take<Wide>(p.tiles[0] * p.tiles[1] * p.tiles[2] > 1 ? p.features : 0);
     features = s.take<V<T>>(channels * blocks * p.features);
     scale = s.take<V<T>>(channels * blocks);
-    table.values = s.take<T>(filters * (p.path == Path::direct ? c.taps() : p.features));
-    table.kernel = s.take<T>(c.taps() * kFilters);
-    table.row = s.take<T>(p.path == Path::dual ? c.pixels() * kFilters : 0);
+    const bool dual = p.path == Path::dual;
+    table.values = s.take<Column<T>>(filters / kFilters * (p.path == Path::direct ? c.taps() : p.features));
+    table.kernel = s.take<Column<T>>(c.taps());
+    table.row = s.take<Column<T>>(dual ? c.pixels() : 0);
+    int32_t* under = s.take<int32_t>(dual ? c.positions() * c.taps() : 0);
+    if (s.base && dual) pixels_under_taps(c, under);
+    table.under = under;
     table.back = s.take<double>(filters);
   }
 };
-
-INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 INLINE int64_t item_size(Dtype type) { return type == Dtype::f64 ? 8 : type == Dtype::f32 ? 4 : 2; }
 

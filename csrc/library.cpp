@@ -99,11 +99,11 @@ Conv make_conv(const Tensor& weight, const Tensor& acts, const std::vector<int64
 }
 
 struct Free {
-  void operator()(void* p) const { ::operator delete(p, std::align_val_t(64)); }
+  void operator()(void* p) const { ::operator delete(p, std::align_val_t(128)); }
 };
 using Memory = std::unique_ptr<void, Free>;
 
-Memory allocate(int64_t bytes) { return Memory(::operator new(std::max<int64_t>(bytes, 64), std::align_val_t(64))); }
+Memory allocate(int64_t bytes) { return Memory(::operator new(std::max<int64_t>(bytes, 64), std::align_val_t(128))); }
 
 template <class T>
 double magnitude(const void* p, int64_t i) {

@@ -9,7 +9,7 @@ constexpr int64_t kDepth = 64;  // longest float32 sum of a step
 
 // products[j] = sum over `count` features of feature times table column j.
 template <class T, class Feature>
-INLINE void multiply(const Feature& feature, const T* table, int64_t count, V<T>* products) {
+INLINE void multiply(const Feature& feature, const Column<T>* table, int64_t count, V<T>* products) {
 #pragma GCC unroll 16
   for (int j = 0; j < kFilters; ++j) products[j] = V<T>{};
   for (int64_t begin = 0; begin < count; begin += kDepth) {
@@ -18,7 +18,7 @@ INLINE void multiply(const Feature& feature, const T* table, int64_t count, V<T>
     for (int64_t f = begin; f < end; ++f) {
       const V<T> x = feature(f);
 #pragma GCC unroll 16
-      for (int j = 0; j < kFilters; ++j) sum[j] += x * table[f * kFilters + j];
+      for (int j = 0; j < kFilters; ++j) sum[j] += x * ((const T*)(table + f))[j];
     }
 #pragma GCC unroll 16
     for (int j = 0; j < kFilters; ++j) products[j] += sum[j];
@@ -27,7 +27,7 @@ INLINE void multiply(const Feature& feature, const T* table, int64_t count, V<T>
 
 // The squared norms by v'U itself: `map` is the whole padded map.
 template <class T>
-INLINE void multiply_direct(const Conv& c, const Tile& t, const V<T>* map, const T* table, V<T>* squares) {
+INLINE void multiply_direct(const Conv& c, const Tile& t, const V<T>* map, const Column<T>* table, V<T>* squares) {
   for (int j = 0; j < kFilters; ++j) squares[j] = V<T>{};
   for (int64_t d = 0; d < t.out[0]; ++d)
     for (int64_t h = 0; h < t.out[1]; ++h) {
@@ -54,7 +54,7 @@ void add_norms(const Conv& c, const Plan& p, const Tile& whole, const V<T>* feat
   }
   const int64_t width = p.path == Path::direct ? c.taps() : p.features;
   for (int64_t j = 0; j < filters; j += kFilters) {
-    const T* columns = table.values + j * width;
+    const Column<T>* columns = table.values + j / kFilters * width;
     V<T> sum[kFilters] = {};
     for (int b = 0; b < block_count; ++b) {
       const V<T>* at = features + blocks[b] * p.features;

@@ -8,12 +8,17 @@ namespace {
 constexpr float kLargest = 0x1p40f;  // beyond it, or with NaN, a block of maps is scored in float64
 constexpr double kSmallest = 0x1p-62;
 
+// Filters side by side: one number of each.
+template <class T>
+using Column = Vec<T, kFilters>;
+
 template <class T>
 struct Table {
-  T* values;     // [filters / kFilters][features][kFilters]
-  T* kernel;     // [taps][kFilters]
-  T* row;        // [pixels][kFilters], for dual
-  double* back;  // [filters]: what each kernel was divided by, a power of two
+  Column<T>* values;    // [filters / kFilters][features]
+  Column<T>* kernel;    // [taps]
+  Column<T>* row;       // [pixels], for dual
+  const int32_t* under; // [outputs][taps]: the pixel under a tap, -1 outside the map; for dual
+  double* back;         // [filters]: what each kernel was divided by, a power of two
 };
 
 // A power of two at or below `peak`, and its inverse; 1 where there is none.
@@ -29,89 +34,134 @@ INLINE double power_of_two(double peak, double& inverse) {
   return scale;
 }
 
-// Loads filter `j`'s kernel of channel `ch` into column `at` of `kernel`; lowers `least` to its smallest non-zero
-// element.
+// One tap after the other, as they lie in the weight.
+struct Taps {
+  const Conv& c;
+
+  bool contiguous() const {
+    return c.weight_x[2] == 1 && (c.kernel[1] == 1 || c.weight_x[1] == c.kernel[2]) &&
+           (c.kernel[0] == 1 || c.weight_x[0] == c.kernel[1] * c.kernel[2]);
+  }
+  int64_t offset(int64_t t) const {
+    const int64_t w = t % c.kernel[2], h = t / c.kernel[2] % c.kernel[1], d = t / (c.kernel[1] * c.kernel[2]);
+    return d * c.weight_x[0] + h * c.weight_x[1] + w * c.weight_x[2];
+  }
+};
+
+// |K| of filters [j, j + count) of channel `ch`, zeros up to kFilters.
 template <class T, class S>
-void load_kernel(const Conv& c, int64_t ch, int64_t j, int at, Table<T>& table, double& back, double& least) {
+void load_kernels(const Conv& c, int64_t ch, int64_t j, int64_t count, Column<T>* kernel) {
+  constexpr int n = kLanes<T>;
+  const Taps taps{c};
   const S* w = (const S*)c.weight + (ch / c.per_group() * c.filters + j) * c.weight_j + ch % c.per_group() * c.weight_c;
-  T* v = table.kernel + at;
-  double peak = 0, low = 1e308;
-  bool finite = true;
-  for (int64_t d = 0; d < c.kernel[0]; ++d)
-    for (int64_t h = 0; h < c.kernel[1]; ++h)
-      for (int64_t i = 0; i < c.kernel[2]; ++i, v += kFilters) {
-        const double x = (double)load_one<T>(w + d * c.weight_x[0] + h * c.weight_x[1] + i * c.weight_x[2]);
-        *v = (T)x;
-        peak = x > peak ? x : peak;
-        low = x != 0 && x < low ? x : low;
-        finite = finite && x <= 1.7e308;
+  if (!taps.contiguous()) {
+    for (int64_t t = 0; t < c.taps(); ++t)
+      for (int i = 0; i < kFilters; ++i)
+        kernel[t][i] = i < count ? load_one<T>(w + i * c.weight_j + taps.offset(t)) : T(0);
+    return;
+  }
+  for (int i = 0; i < kFilters; i += n)
+    for (int64_t t = 0; t < c.taps(); t += n) {
+      const int64_t some = c.taps() - t;
+      V<T> rows[n];
+      for (int l = 0; l < n; ++l) {
+        const S* x = w + (i + l) * c.weight_j + t;
+        rows[l] = i + l >= count ? V<T>{} : some >= n ? load<T>(x) : load_some<T>(x, some);
       }
-  double inverse;
-  back = power_of_two(peak, inverse);
-  v = table.kernel + at;
-  for (int64_t t = 0; t < c.taps(); ++t) v[t * kFilters] = (T)(v[t * kFilters] * inverse);
-  if (!finite) least = 0;
-  if (low * inverse < least) least = low * inverse;
+      transpose<T>(rows);
+      for (int l = 0; l < n && l < some; ++l) memcpy((T*)(kernel + t + l) + i, &rows[l], sizeof(rows[l]));
+    }
 }
 
 template <class T>
-void load_kernel(const Conv& c, int64_t ch, int64_t j, int at, Table<T>& table, double& back, double& least) {
+void load_kernels(const Conv& c, int64_t ch, int64_t j, int64_t count, Column<T>* kernel) {
   switch (c.weight_type) {
     case Dtype::f16:
-      return load_kernel<T, Half>(c, ch, j, at, table, back, least);
+      return load_kernels<T, Half>(c, ch, j, count, kernel);
     case Dtype::bf16:
-      return load_kernel<T, BFloat16>(c, ch, j, at, table, back, least);
+      return load_kernels<T, BFloat16>(c, ch, j, count, kernel);
     case Dtype::f32:
-      return load_kernel<T, float>(c, ch, j, at, table, back, least);
+      return load_kernels<T, float>(c, ch, j, count, kernel);
     case Dtype::f64:
-      if constexpr (sizeof(T) == 8) return load_kernel<T, double>(c, ch, j, at, table, back, least);
+      if constexpr (sizeof(T) == 8) return load_kernels<T, double>(c, ch, j, count, kernel);
   }
+}
+
+// Divides each kernel by a power of two near its peak, kept in `back`; lowers `least` to the smallest non-zero element
+// left, or to 0 where one is not finite.
+template <class T>
+void scale_kernels(Column<T>* kernel, int64_t taps, int64_t count, double* back, double& least) {
+  Column<T> peak{}, low = Column<T>{} + std::numeric_limits<T>::max(), sum{};
+  for (int64_t t = 0; t < taps; ++t) {
+    const Column<T> v = kernel[t];
+    peak = v > peak ? v : peak;
+    low = v < low && v > 0 ? v : low;
+    sum += v * 0;  // NaN where an element is not finite
+  }
+  Column<T> up{}, rest{};
+  for (int i = 0; i < count; ++i) {
+    double inverse;
+    back[i] = power_of_two((double)peak[i], inverse);
+    // two steps: float32 does not hold the inverse of its smallest numbers
+    const double step = inverse < 0x1p100 ? inverse : sizeof(T) == 8 ? inverse : 0x1p100;
+    up[i] = (T)step;
+    rest[i] = (T)(inverse / step);
+    const double smallest = sum[i] == 0 ? (double)low[i] * inverse : 0;
+    if (peak[i] > 0 || sum[i] != 0) least = smallest < least ? smallest : least;
+  }
+  for (int64_t t = 0; t < taps; ++t) kernel[t] = kernel[t] * up * rest;
 }
 
 // sum over a pair (a <= b) of one row's products, doubled off the diagonal: the triangle of the row's outer product.
 template <class T, bool Add>
-INLINE void triangle(const T* row, int64_t count, T* out) {
-  for (int64_t a = 0; a < count; ++a)
-    for (int64_t b = a; b < count; ++b, out += kFilters) {
-      const T twice = a == b ? 1 : 2;
-      for (int i = 0; i < kFilters; ++i) {
-        const T product = twice * row[a * kFilters + i] * row[b * kFilters + i];
-        out[i] = Add ? out[i] + product : product;
-      }
-    }
+INLINE void triangle(const Column<T>* row, int64_t count, Column<T>* out) {
+  for (int64_t a = 0; a < count; ++a) {
+    const Column<T> x = row[a], twice = x + x;
+    *out = Add ? *out + x * x : x * x;
+    ++out;
+    for (int64_t b = a + 1; b < count; ++b, ++out) *out = Add ? *out + twice * row[b] : twice * row[b];
+  }
 }
 
-// The kernels as quadratic forms of the map: sum over outputs l of the outer product of l's row of the convolution's
-// matrix.
-template <class T>
-void dual_forms(const Conv& c, Table<T>& table, T* out) {
-  const int64_t pixels = c.pixels();
-  for (int64_t i = 0; i < pixels * (pixels + 1) / 2 * kFilters; ++i) out[i] = 0;
-  int64_t l[3];
+void pixels_under_taps(const Conv& c, int32_t* under) {
+  int64_t l[3], tap[3];
   for (l[0] = 0; l[0] < c.out[0]; ++l[0])
     for (l[1] = 0; l[1] < c.out[1]; ++l[1])
-      for (l[2] = 0; l[2] < c.out[2]; ++l[2]) {
-        for (int64_t i = 0; i < pixels * kFilters; ++i) table.row[i] = 0;
-        for (int64_t t = 0; t < c.taps(); ++t) {
-          const int64_t tap[3] = {t / (c.kernel[1] * c.kernel[2]), t / c.kernel[2] % c.kernel[1], t % c.kernel[2]};
-          int64_t pixel = 0;
-          bool inside = true;
-          for (int d = 0; d < 3; ++d) {
-            const int64_t x = c.source(d, l[d] * c.stride[d] + tap[d] * c.dilation[d] - c.before[d]);
-            inside = inside && x >= 0;
-            pixel = pixel * c.size[d] + x;
-          }
-          if (!inside) continue;
-          for (int i = 0; i < kFilters; ++i) table.row[pixel * kFilters + i] += table.kernel[t * kFilters + i];
-        }
-        triangle<T, true>(table.row, pixels, out);
-      }
+      for (l[2] = 0; l[2] < c.out[2]; ++l[2])
+        for (tap[0] = 0; tap[0] < c.kernel[0]; ++tap[0])
+          for (tap[1] = 0; tap[1] < c.kernel[1]; ++tap[1])
+            for (tap[2] = 0; tap[2] < c.kernel[2]; ++tap[2]) {
+              int64_t pixel = 0;
+              bool inside = true;
+              for (int d = 0; d < 3; ++d) {
+                const int64_t x = c.source(d, l[d] * c.stride[d] + tap[d] * c.dilation[d] - c.before[d]);
+                inside = inside && x >= 0;
+                pixel = pixel * c.size[d] + x;
+              }
+              *under++ = inside ? (int32_t)pixel : -1;
+            }
+}
+
+// The kernels as quadratic forms of the map: sum over outputs of the outer product of the output's row of the
+// convolution's matrix.
+template <class T>
+void dual_forms(const Conv& c, const Table<T>& table, Column<T>* out) {
+  const int64_t pixels = c.pixels(), taps = c.taps();
+  for (int64_t i = 0; i < pixels * (pixels + 1) / 2; ++i) out[i] = Column<T>{};
+  for (int64_t l = 0; l < c.positions(); ++l) {
+    for (int64_t i = 0; i < pixels; ++i) table.row[i] = Column<T>{};
+    for (int64_t t = 0; t < taps; ++t) {
+      const int32_t pixel = table.under[l * taps + t];
+      if (pixel >= 0) table.row[pixel] += table.kernel[t];
+    }
+    triangle<T, true>(table.row, pixels, out);
+  }
 }
 
 // Fills the table for filters [first, first + count) of channel `ch`. Returns the smallest activation whose square
 // times a kernel element's stays above float32's underflow.
 template <class T>
-float build_table(const Conv& c, const Plan& p, int64_t ch, int64_t first, int64_t count, Table<T>& table) {
+float build_table(const Conv& c, const Plan& p, int64_t ch, int64_t first, int64_t count, const Table<T>& table) {
   if (p.path == Path::norms) {
     table.back[0] = 1;
     return (float)kSmallest;
@@ -119,17 +169,14 @@ float build_table(const Conv& c, const Plan& p, int64_t ch, int64_t first, int64
   double least = 1;
   const int64_t width = p.path == Path::direct ? c.taps() : p.features;
   for (int64_t j = 0; j < count; j += kFilters) {
-    for (int i = 0; i < kFilters; ++i) {
-      if (j + i < count)
-        load_kernel<T>(c, ch, first + j + i, i, table, table.back[j + i], least);
-      else
-        for (int64_t t = 0; t < c.taps(); ++t) table.kernel[t * kFilters + i] = 0;
-    }
-    T* out = table.values + j * width;
+    const int64_t some = smaller(count - j, kFilters);
+    load_kernels<T>(c, ch, first + j, some, table.kernel);
+    scale_kernels<T>(table.kernel, c.taps(), some, table.back + j, least);
+    Column<T>* out = table.values + j / kFilters * width;
     if (p.path == Path::dual)
       dual_forms<T>(c, table, out);
     else if (p.path == Path::direct || p.path == Path::window_sums)
-      memcpy(out, table.kernel, width * kFilters * sizeof(T));
+      memcpy(out, table.kernel, width * sizeof(*out));
     else
       triangle<T, false>(table.kernel, c.taps(), out);
   }

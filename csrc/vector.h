@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <utility>
 
 #if defined(__AVX__)
@@ -21,7 +22,7 @@ constexpr int kBytes = 64;
 constexpr int kFilters = 16;  // filters a phase 2 step holds in registers
 #elif defined(__AVX__)
 constexpr int kBytes = 32;
-constexpr int kFilters = 12;
+constexpr int kFilters = 8;
 #else
 constexpr int kBytes = 16;
 constexpr int kFilters = 8;
@@ -39,6 +40,8 @@ constexpr int kLanes = kBytes / sizeof(T);
 template <class T>
 using V = Vec<T, kLanes<T>>;
 using Bits = Vec<uint32_t, kLanes<float>>;
+
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 struct Half {
   uint16_t bits;
@@ -94,8 +97,13 @@ INLINE V<T> load(const S* p) {
     return load_abs<kLanes<T>>(p);
 }
 
+// The first `count` of a vector, zeros behind them; nothing beyond them is read.
 template <class T, class S>
 INLINE V<T> load_some(const S* p, int64_t count) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4 && sizeof(S) == 4)
+    return (V<float>)((Bits)_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), p) & 0x7fffffffu);
+#endif
   S buffer[kLanes<T>] = {};
   for (int64_t i = 0; i < count; ++i) buffer[i] = p[i];
   return load<T>(buffer);
@@ -162,11 +170,20 @@ INLINE V<T> larger(V<T> a, V<T> b) {
   return a > b ? a : b;
 }
 
+template <int L>
+INLINE double sum_pairwise(Vec<double, L> x) {
+  if constexpr (L == 1) {
+    return x[0];
+  } else {
+    Vec<double, L / 2> half[2];
+    memcpy(half, &x, sizeof(x));
+    return sum_pairwise<L / 2>(half[0] + half[1]);
+  }
+}
+
 template <class T>
 INLINE double sum_lanes(V<T> x) {
-  double sum = 0;
-  for (int i = 0; i < kLanes<T>; ++i) sum += (double)x[i];
-  return sum;
+  return sum_pairwise<kLanes<T>>(__builtin_convertvector(x, Vec<double, kLanes<T>>));
 }
 
 }  // namespace
