@@ -13,6 +13,22 @@ struct Tile {
   int64_t index(int64_t d, int64_t h, int64_t w) const { return (d * extent[1] + h) * extent[2] + w; }
 };
 
+template <class Function>
+INLINE void each_tile(const Conv& c, const Plan& p, const Function& function) {
+  Tile t;
+  int64_t at[3], first[3];
+  for (at[0] = 0; at[0] < c.out[0]; at[0] += p.tile[0])
+    for (at[1] = 0; at[1] < c.out[1]; at[1] += p.tile[1])
+      for (at[2] = 0; at[2] < c.out[2]; at[2] += p.tile[2]) {
+        for (int d = 0; d < 3; ++d) {
+          t.out[d] = smaller(p.tile[d], c.out[d] - at[d]);
+          t.extent[d] = p.path == Path::dual ? c.size[d] : c.span(d, t.out[d]);
+          first[d] = p.path == Path::dual ? 0 : at[d] * c.stride[d] - c.before[d];
+        }
+        function(first, t);
+      }
+}
+
 INLINE int64_t pair_index(int64_t taps, int64_t a, int64_t b) { return a * taps - a * (a - 1) / 2 + (b - a); }
 
 INLINE int64_t tap_offset(const Conv& c, const Tile& t, int64_t tap) {

@@ -1,22 +1,10 @@
 // One work item: some channels, one part of the samples, both phases; nothing but the sums leaves it.
 #pragma once
 
+#include "pixels.h"
 #include "signal.h"
 
 namespace {
-
-// Cuts the scratch memory up; with a null base it only measures.
-struct Scratch {
-  char* base;
-  int64_t used = 0;
-
-  template <class E>
-  E* take(int64_t count) {
-    E* out = (E*)(base ? base + used : nullptr);
-    used += (count * (int64_t)sizeof(E) + 127) / 128 * 128;  // vectors of 16 doubles ask for as much
-    return out;
-  }
-};
 
 // The memory to score maps in precision T: `channels` x `blocks` vectors of maps at a time.
 template <class T>
@@ -27,7 +15,7 @@ struct Worker {
   Table<T> table;
 
   Worker(Scratch& s, const Conv& c, const Plan& p, int64_t channels, int64_t blocks) {
-    const int64_t k = c.kernel[2], filters = (p.filter_block + kFilters - 1) / kFilters * kFilters;
+    const int64_t k = c.kernel[2];
     const bool lag = p.path == Path::lags;
     tile = s.take<V<T>>(p.tile_size);
     zones = s.take<V<T>>(lag ? (2 * c.kernel[1] - 1) * (2 * k - 1) * (2 * k - 1) : 0);
@@ -35,34 +23,11 @@ struct Worker {
     total = s.take<Wide>(p.tiles[0] * p.tiles[1] * p.tiles[2] > 1 ? p.features : 0);
     features = s.take<V<T>>(channels * blocks * p.features);
     scale = s.take<V<T>>(channels * blocks);
-    const bool dual = p.path == Path::dual;
-    table.values = s.take<Column<T>>(filters / kFilters * (p.path == Path::direct ? c.taps() : p.features));
-    table.kernel = s.take<Column<T>>(c.taps());
-    table.row = s.take<Column<T>>(dual ? c.pixels() : 0);
-    int32_t* under = s.take<int32_t>(dual ? c.positions() * c.taps() : 0);
-    if (s.base && dual) pixels_under_taps(c, under);
-    table.under = under;
-    table.back = s.take<double>(filters);
+    table = take_table<T>(s, c, p);
   }
 };
 
 INLINE int64_t item_size(Dtype type) { return type == Dtype::f64 ? 8 : type == Dtype::f32 ? 4 : 2; }
-
-template <class Function>
-INLINE void each_tile(const Conv& c, const Plan& p, const Function& function) {
-  Tile t;
-  int64_t at[3], first[3];
-  for (at[0] = 0; at[0] < c.out[0]; at[0] += p.tile[0])
-    for (at[1] = 0; at[1] < c.out[1]; at[1] += p.tile[1])
-      for (at[2] = 0; at[2] < c.out[2]; at[2] += p.tile[2]) {
-        for (int d = 0; d < 3; ++d) {
-          t.out[d] = smaller(p.tile[d], c.out[d] - at[d]);
-          t.extent[d] = p.path == Path::dual ? c.size[d] : c.span(d, t.out[d]);
-          first[d] = p.path == Path::dual ? 0 : at[d] * c.stride[d] - c.before[d];
-        }
-        function(first, t);
-      }
-}
 
 // One tile of |x|; with `mean`, of the sum of |x| over all samples.
 template <class T>
@@ -131,10 +96,6 @@ struct BlockRange {
     memcpy(&high, &kLargest, 4);
     return small < low - 1 || large > high;
   }
-};
-
-struct Span {
-  int64_t begin, end;
 };
 
 // Scores `channels` for filters [first, first + count) over `samples`; sums[channel][filter of all columns].
@@ -209,6 +170,16 @@ void score(const Conv& c, const Plan& p, Worker<T>& w, Worker<double>* fallback,
   }
 }
 
+INLINE Span item_channels(const Conv& c, const Plan& p, int64_t item) {
+  const int64_t begin = item / p.chunks * p.item_channels;
+  return {begin, smaller(begin + p.item_channels, c.channels)};
+}
+
+INLINE Span item_samples(const Conv& c, const Plan& p, int64_t item) {
+  const int64_t begin = item % p.chunks * p.chunk;
+  return p.mean ? Span{0, 1} : Span{begin, smaller(begin + p.chunk, c.samples)};
+}
+
 template <class T>
 int64_t run_item(const Conv& c, const Plan& p, int64_t item, char* base, double* sums) {
   Scratch s{base};
@@ -225,9 +196,8 @@ int64_t run_item(const Conv& c, const Plan& p, int64_t item, char* base, double*
   }
   if (!base) return s.used;
 
-  const int64_t begin = item / p.chunks * p.item_channels, end = smaller(begin + p.item_channels, c.channels);
-  const int64_t part = item % p.chunks * p.chunk;
-  const Span samples = {p.mean ? 0 : part, p.mean ? 1 : smaller(part + p.chunk, c.samples)};
+  const Span channels = item_channels(c, p, item), samples = item_samples(c, p, item);
+  const int64_t begin = channels.begin, end = channels.end;
   for (int64_t i = 0; i < (end - begin) * p.columns; ++i) sums[i] = 0;
   for (int64_t ch = begin; ch < end; ch += group)
     for (int64_t first = 0; first < p.columns; first += p.filter_block)
@@ -236,12 +206,30 @@ int64_t run_item(const Conv& c, const Plan& p, int64_t item, char* base, double*
   return s.used;
 }
 
+int64_t run_pixels(const Conv& c, const Plan& p, int64_t item, char* base, double* sums) {
+  Scratch s{base};
+  PixelWorker worker(s, c, p);
+  if (!base) return s.used;
+  const Span channels = item_channels(c, p, item), samples = item_samples(c, p, item);
+  for (int64_t i = 0; i < (channels.end - channels.begin) * p.columns; ++i) sums[i] = 0;
+  if (c.acts_type == Dtype::f16)
+    score_pixels<Half>(c, p, worker, channels, samples, sums);
+  else if (c.acts_type == Dtype::bf16)
+    score_pixels<BFloat16>(c, p, worker, channels, samples, sums);
+  else
+    score_pixels<float>(c, p, worker, channels, samples, sums);
+  return s.used;
+}
+
 int64_t scratch_bytes(const Conv& c, const Plan& p) {
+  if (p.pixel_lanes) return run_pixels(c, p, 0, nullptr, nullptr);
   return p.wide ? run_item<double>(c, p, 0, nullptr, nullptr) : run_item<float>(c, p, 0, nullptr, nullptr);
 }
 
 void score_item(const Conv& c, const Plan& p, int64_t item, void* scratch, double* sums) {
-  if (p.wide)
+  if (p.pixel_lanes)
+    run_pixels(c, p, item, (char*)scratch, sums);
+  else if (p.wide)
     run_item<double>(c, p, item, (char*)scratch, sums);
   else
     run_item<float>(c, p, item, (char*)scratch, sums);

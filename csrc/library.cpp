@@ -123,45 +123,62 @@ double weight_at(const void* p, Dtype type, int64_t i) {
   }
 }
 
-// out[channel][filter] of some channels to the result's (filter, channel of the group).
+// out[j][i] = |w_ji| factors[i] for the rows [begin, end) of a matrix.
 template <class T>
-void store(const Conv& c, const Plan& p, int64_t begin, int64_t end, const double* sums, T* out) {
-  for (int64_t ch = begin; ch < end; ++ch) {
-    const int64_t group = ch / c.per_group(), member = ch % c.per_group();
-    const double* row = sums + (ch - begin) * p.columns;
-    for (int64_t j = 0; j < c.filters; ++j) {
-      const int64_t filter = group * c.filters + j;
-      const double value = p.path == Path::norms
-                               ? row[0] * weight_at(c.weight, c.weight_type, filter * c.weight_j + member * c.weight_c)
-                               : row[j];
-      out[filter * c.per_group() + member] = (T)value;
+void scale_rows(const void* w, Dtype type, int64_t sj, int64_t si, int64_t columns, const double* factors,
+                int64_t begin, int64_t end, T* out) {
+  for (int64_t j = begin; j < end; ++j) {
+    T* row = out + j * columns;
+    if (type == Dtype::f32 && si == 1) {
+      const float* v = static_cast<const float*>(w) + j * sj;
+      for (int64_t i = 0; i < columns; ++i) row[i] = (T)(std::abs((double)v[i]) * factors[i]);
+    } else {
+      for (int64_t i = 0; i < columns; ++i) row[i] = (T)(weight_at(w, type, j * sj + i * si) * factors[i]);
     }
   }
+}
+
+// sums[channel][filter] of the channels from `first` on, to the result's (filter, channel of the group).
+template <class T>
+void store(const Conv& c, const Plan& p, int64_t first, const double* sums, T* out) {
+  for (int64_t ch = first; ch < std::min(first + p.item_channels, c.channels); ++ch, sums += p.columns)
+    for (int64_t j = 0; j < c.filters; ++j)
+      out[(ch / c.per_group() * c.filters + j) * c.per_group() + ch % c.per_group()] = (T)sums[j];
 }
 
 template <class T>
 void score_into(const Conv& c, const Plan& p, T* out) {
   const Level& kernels = level();
   const int64_t row = p.item_channels * p.columns, scratch = kernels.scratch(c, p);
-  std::vector<double> partial(p.chunks > 1 ? p.channel_items * p.chunks * row : 0);
+  const bool norms = p.path == Path::norms, keep = norms || p.chunks > 1;
+  std::vector<double> partial(keep ? p.channel_items * p.chunks * row : 0);
   torch::stable::parallel_for(0, p.channel_items * p.chunks, 1, [&](int64_t begin, int64_t end) {
     const Memory memory = allocate(scratch);
-    std::vector<double> own(p.chunks > 1 ? 0 : row);
+    std::vector<double> own(keep ? 0 : row);
     for (int64_t item = begin; item < end; ++item) {
-      double* sums = p.chunks > 1 ? partial.data() + item * row : own.data();
+      double* sums = keep ? partial.data() + item * row : own.data();
       kernels.score_item(c, p, item, memory.get(), sums);
-      const int64_t first = item * p.item_channels;
-      if (p.chunks == 1) store(c, p, first, std::min(first + p.item_channels, c.channels), sums, out);
+      if (!keep) store(c, p, item * p.item_channels, sums, out);
     }
   });
-  if (p.chunks == 1) return;
+  if (!keep) return;
+  std::vector<double> norm_sums(norms ? p.channel_items * row : 0);
   for (int64_t item = 0; item < p.channel_items; ++item) {
     double* sums = partial.data() + item * p.chunks * row;
     for (int64_t part = 1; part < p.chunks; ++part)
       for (int64_t i = 0; i < row; ++i) sums[i] += sums[part * row + i];
-    const int64_t first = item * p.item_channels;
-    store(c, p, first, std::min(first + p.item_channels, c.channels), sums, out);
+    if (norms)
+      std::copy(sums, sums + row, norm_sums.begin() + item * row);
+    else
+      store(c, p, item * p.item_channels, sums, out);
   }
+  if (!norms) return;
+  const int64_t rows = c.groups * c.filters, columns = c.per_group();
+  torch::stable::parallel_for(0, rows, std::max<int64_t>(1, (1 << 14) / columns), [&](int64_t begin, int64_t end) {
+    for (int64_t j = begin; j < end; ++j)
+      scale_rows(c.weight, c.weight_type, c.weight_j, c.weight_c, columns, norm_sums.data() + j / c.filters * columns, j,
+                 j + 1, out);
+  });
 }
 
 int64_t conv_path(Tensor weight, Tensor acts, std::vector<int64_t> geometry) {
@@ -209,19 +226,9 @@ Tensor column_sums(Tensor acts) {
 
 template <class T>
 void scale_into(const Tensor& weight, const double* sums, T* out) {
-  const int64_t rows = weight.size(0), columns = weight.size(1), sj = weight.stride(0), si = weight.stride(1);
-  const void* w = weight.data_ptr();
-  const Dtype type = dtype_of(weight);
-  torch::stable::parallel_for(0, rows, std::max<int64_t>(1, (1 << 14) / columns), [&](int64_t begin, int64_t end) {
-    for (int64_t j = begin; j < end; ++j) {
-      T* row = out + j * columns;
-      if (type == Dtype::f32 && si == 1) {
-        const float* v = static_cast<const float*>(w) + j * sj;
-        for (int64_t i = 0; i < columns; ++i) row[i] = (T)(std::abs((double)v[i]) * sums[i]);
-      } else {
-        for (int64_t i = 0; i < columns; ++i) row[i] = (T)(weight_at(w, type, j * sj + i * si) * sums[i]);
-      }
-    }
+  const int64_t columns = weight.size(1), grain = std::max<int64_t>(1, (1 << 14) / columns);
+  torch::stable::parallel_for(0, weight.size(0), grain, [&](int64_t begin, int64_t end) {
+    scale_rows(weight.data_ptr(), dtype_of(weight), weight.stride(0), weight.stride(1), columns, sums, begin, end, out);
   });
 }
 

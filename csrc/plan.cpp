@@ -36,6 +36,10 @@ bool lags_serve(const Conv& c, const int64_t* tile) {
   return true;
 }
 
+bool pixels_serve(const Conv& c, const Plan& p) {
+  return !p.wide && c.kernel[0] == 1 && (c.acts_c != 1 || c.channels == 1);
+}
+
 void choose_path(const Conv& c, Plan& p) {
   const double taps = c.taps(), positions = c.positions(), pixels = c.pixels(), filters = c.filters;
   const double features = taps * (taps + 1) / 2, dual = pixels * (pixels + 1) / 2;
@@ -47,6 +51,7 @@ void choose_path(const Conv& c, Plan& p) {
   if (c.taps() == 1) {
     p.path = Path::norms;
     p.features = 1;
+    p.pixel_lanes = pixels_serve(c, p) && c.before[0] + c.before[1] + c.before[2] == 0 && c.positions() == c.pixels();
     return;
   }
   double least = 1e300;
@@ -64,8 +69,14 @@ void choose_path(const Conv& c, Plan& p) {
   offer(Path::gram, 1.1 * positions * features + filters * (features + kRoot), features);
   const double sample_vectors = std::max(1.0, c.samples / 16.0);
   offer(Path::dual, dual + filters * (dual + kRoot + 2 * positions * (taps + dual) / (16 * sample_vectors)), dual);
+  if (pixels_serve(c, p)) {
+    const double row = c.span(2, c.out[2]) / (double)c.stride[2];
+    offer(Path::direct, 2 * pixels + filters * (c.out[0] * c.out[1] * row * (1.2 * taps + 2) + 40), 1);
+    p.pixel_lanes = p.path == Path::direct;
+    if (p.pixel_lanes) return;
+  }
   const int64_t whole = c.span(0, c.out[0]) * c.span(1, c.out[1]) * c.span(2, c.out[2]);
-  if (whole <= kWholeMap) offer(Path::direct, filters * (positions * (taps + 2) + kRoot), (double)whole);
+  if (whole <= kWholeMap) offer(Path::direct, filters * (8 * positions * taps + kRoot), (double)whole);
 }
 
 }  // namespace
@@ -81,7 +92,7 @@ Plan make_plan(const Conv& c, Width width) {
   p.tile[2] = ceil_div(c.out[2], ceil_div(c.out[2], kTileColumns));
   choose_path(c, p);
   if (p.features == 0) return p;
-  if (p.path == Path::dual || p.path == Path::direct) std::copy(c.out, c.out + 3, p.tile);
+  if (p.path == Path::dual || (p.path == Path::direct && !p.pixel_lanes)) std::copy(c.out, c.out + 3, p.tile);
   p.tile_size = 1;
   for (int d = 0; d < 3; ++d) {
     p.tiles[d] = ceil_div(c.out[d], p.tile[d]);
@@ -92,7 +103,7 @@ Plan make_plan(const Conv& c, Width width) {
   const bool neighbours = c.acts_c == 1 && c.acts_x[2] != 1 && c.channels > 1;
   const bool few_samples = c.samples < lanes / 2 && c.channels > c.samples;
   const bool fits = lanes * lanes * p.features * bytes <= (2 << 20);
-  p.channel_lanes = p.mean || ((neighbours || few_samples) && fits);
+  p.channel_lanes = !p.pixel_lanes && (p.mean || ((neighbours || few_samples) && fits));
   const int64_t block = lanes * p.features * bytes * (p.channel_lanes ? lanes : 1);
   p.blocks = std::clamp<int64_t>(kTableBytes / block, 1, 16);
 

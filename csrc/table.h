@@ -7,6 +7,7 @@ namespace {
 
 constexpr float kLargest = 0x1p40f;  // beyond it, or with NaN, a block of maps is scored in float64
 constexpr double kSmallest = 0x1p-62;
+constexpr float kBeyond = 1e38f;  // the least activation of a table that no float32 may use
 
 // Filters side by side: one number of each.
 template <class T>
@@ -20,6 +21,41 @@ struct Table {
   const int32_t* under; // [outputs][taps]: the pixel under a tap, -1 outside the map; for dual
   double* back;         // [filters]: what each kernel was divided by, a power of two
 };
+
+// For the dual forms: which pixel lies under each tap of each output.
+void pixels_under_taps(const Conv& c, int32_t* under) {
+  int64_t l[3], tap[3];
+  for (l[0] = 0; l[0] < c.out[0]; ++l[0])
+    for (l[1] = 0; l[1] < c.out[1]; ++l[1])
+      for (l[2] = 0; l[2] < c.out[2]; ++l[2])
+        for (tap[0] = 0; tap[0] < c.kernel[0]; ++tap[0])
+          for (tap[1] = 0; tap[1] < c.kernel[1]; ++tap[1])
+            for (tap[2] = 0; tap[2] < c.kernel[2]; ++tap[2]) {
+              int64_t pixel = 0;
+              bool inside = true;
+              for (int d = 0; d < 3; ++d) {
+                const int64_t x = c.source(d, l[d] * c.stride[d] + tap[d] * c.dilation[d] - c.before[d]);
+                inside = inside && x >= 0;
+                pixel = pixel * c.size[d] + x;
+              }
+              *under++ = inside ? (int32_t)pixel : -1;
+            }
+}
+
+template <class T>
+Table<T> take_table(Scratch& s, const Conv& c, const Plan& p) {
+  const int64_t groups = (p.filter_block + kFilters - 1) / kFilters;
+  Table<T> table;
+  const bool dual = p.path == Path::dual;
+  table.values = s.take<Column<T>>(groups * (p.path == Path::direct ? c.taps() : p.features));
+  table.kernel = s.take<Column<T>>(c.taps());
+  table.row = s.take<Column<T>>(dual ? c.pixels() : 0);
+  int32_t* under = s.take<int32_t>(dual ? c.positions() * c.taps() : 0);
+  if (s.base && dual) pixels_under_taps(c, under);
+  table.under = under;
+  table.back = s.take<double>(groups * kFilters);
+  return table;
+}
 
 // A power of two at or below `peak`, and its inverse; 1 where there is none.
 INLINE double power_of_two(double peak, double& inverse) {
@@ -87,6 +123,22 @@ void load_kernels(const Conv& c, int64_t ch, int64_t j, int64_t count, Column<T>
   }
 }
 
+// |K| at one offset of filter `j`'s kernel of channel `ch`.
+INLINE double kernel_element(const Conv& c, int64_t ch, int64_t j, int64_t offset) {
+  const int64_t at =
+      (ch / c.per_group() * c.filters + j) * c.weight_j + ch % c.per_group() * c.weight_c + offset;
+  switch (c.weight_type) {
+    case Dtype::f16:
+      return load_one<float>((const Half*)c.weight + at);
+    case Dtype::bf16:
+      return load_one<float>((const BFloat16*)c.weight + at);
+    case Dtype::f32:
+      return load_one<float>((const float*)c.weight + at);
+    default:
+      return load_one<double>((const double*)c.weight + at);
+  }
+}
+
 // Divides each kernel by a power of two near its peak, kept in `back`; lowers `least` to the smallest non-zero element
 // left, or to 0 where one is not finite.
 template <class T>
@@ -121,25 +173,6 @@ INLINE void triangle(const Column<T>* row, int64_t count, Column<T>* out) {
     ++out;
     for (int64_t b = a + 1; b < count; ++b, ++out) *out = Add ? *out + twice * row[b] : twice * row[b];
   }
-}
-
-void pixels_under_taps(const Conv& c, int32_t* under) {
-  int64_t l[3], tap[3];
-  for (l[0] = 0; l[0] < c.out[0]; ++l[0])
-    for (l[1] = 0; l[1] < c.out[1]; ++l[1])
-      for (l[2] = 0; l[2] < c.out[2]; ++l[2])
-        for (tap[0] = 0; tap[0] < c.kernel[0]; ++tap[0])
-          for (tap[1] = 0; tap[1] < c.kernel[1]; ++tap[1])
-            for (tap[2] = 0; tap[2] < c.kernel[2]; ++tap[2]) {
-              int64_t pixel = 0;
-              bool inside = true;
-              for (int d = 0; d < 3; ++d) {
-                const int64_t x = c.source(d, l[d] * c.stride[d] + tap[d] * c.dilation[d] - c.before[d]);
-                inside = inside && x >= 0;
-                pixel = pixel * c.size[d] + x;
-              }
-              *under++ = inside ? (int32_t)pixel : -1;
-            }
 }
 
 // The kernels as quadratic forms of the map: sum over outputs of the outer product of the output's row of the
@@ -180,8 +213,8 @@ float build_table(const Conv& c, const Plan& p, int64_t ch, int64_t first, int64
     else
       triangle<T, false>(table.kernel, c.taps(), out);
   }
-  const double limit = least > 0 ? kSmallest / least : 1e38;
-  return (float)(limit < 1e38 ? limit : 1e38);
+  const double limit = least > 0 ? kSmallest / least : kBeyond;
+  return limit < kBeyond ? (float)limit : kBeyond;
 }
 
 }  // namespace

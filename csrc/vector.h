@@ -43,6 +43,23 @@ using Bits = Vec<uint32_t, kLanes<float>>;
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// Cuts the scratch memory up; with a null base it only measures.
+struct Scratch {
+  char* base;
+  int64_t used = 0;
+
+  template <class E>
+  E* take(int64_t count) {
+    E* out = (E*)(base ? base + used : nullptr);
+    used += (count * (int64_t)sizeof(E) + 127) / 128 * 128;  // vectors of 16 doubles ask for as much
+    return out;
+  }
+};
+
+struct Span {
+  int64_t begin, end;
+};
+
 struct Half {
   uint16_t bits;
 };
@@ -130,6 +147,22 @@ INLINE void interleave(V<T> a, V<T> b, V<T>& low, V<T>& high, std::index_sequenc
   low = __builtin_shuffle(a, b, Index{(int)(I / 2 + I % 2 * n)...});
   high = __builtin_shuffle(a, b, Index{(int)(I / 2 + I % 2 * n + n / 2)...});
 #endif
+}
+
+template <class T, size_t... I>
+INLINE V<T> evens(V<T> a, V<T> b, std::index_sequence<I...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, (int)(2 * I)...);
+#else
+  using Index = Vec<std::conditional_t<sizeof(T) == 4, int32_t, int64_t>, sizeof...(I)>;
+  return __builtin_shuffle(a, b, Index{(int)(2 * I)...});
+#endif
+}
+
+// Every second element of a, then of b.
+template <class T>
+INLINE V<T> evens(V<T> a, V<T> b) {
+  return evens<T>(a, b, std::make_index_sequence<kLanes<T>>());
 }
 
 // Rows of lanes to lanes of rows: log2(n) perfect shuffles of all elements.

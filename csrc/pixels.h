@@ -1,0 +1,296 @@
+// One map at a time, lanes side by side along its pixels, for what needs no Gram matrix: the norms of the maps
+// themselves, and v'U where a channel meets so few filters (depthwise convolutions) that G would cost more.
+#pragma once
+
+#include "table.h"
+
+namespace {
+
+// |x| of `count` elements `step` apart, as floats; `any` gathers their bits. Writes up to a vector of zeros behind them.
+template <class S>
+INLINE void copy_row(const S* x, int64_t step, int64_t count, float* out, Bits& any) {
+  constexpr int n = kLanes<float>;
+  const auto put = [&](int64_t i, V<float> value) {
+    any |= (Bits)value;
+    memcpy(out + i, &value, sizeof(value));
+  };
+  int64_t i = 0;
+  if (step == 1) {
+    for (; i + n <= count; i += n) put(i, load<float>(x + i));
+    if (i < count) put(i, load_some<float>(x + i, count - i));
+  } else if (step == 2) {
+    for (; i + n < count; i += n) put(i, evens<float>(load<float>(x + 2 * i), load<float>(x + 2 * i + n)));
+    if (i < count) {
+      const int64_t left = 2 * (count - i) - 1;
+      put(i, evens<float>(load_some<float>(x + 2 * i, smaller(left, n)),
+                          left > n ? load_some<float>(x + 2 * i + n, left - n) : V<float>{}));
+    }
+  } else {
+    for (; i < count; ++i) {
+      uint32_t bits;
+      out[i] = load_one<float>(x + i * step);
+      memcpy(&bits, out + i, sizeof(bits));
+      any[0] |= bits;
+    }
+  }
+}
+
+// Whether float32 holds a sum of `count` squares to its full precision: none overflowed, and those that underflowed do
+// not show.
+INLINE bool holds(double sum, int64_t count) { return sum >= 0x1p-100 * (double)count && sum <= 0x1p120; }
+
+INLINE bool is_zero(Bits any) {
+  bool zero = true;
+  for (int i = 0; i < kLanes<float>; ++i) zero = zero && any[i] == 0;
+  return zero;
+}
+
+// || |K| * |x| || of one map in float64, for the maps and kernels whose squares float32 does not hold.
+template <class S>
+double norm_in_float64(const Conv& c, const S* x, int64_t ch, int64_t j) {
+  const Taps taps{c};
+  double sum = 0;
+  int64_t l[3], tap[3];
+  for (l[0] = 0; l[0] < c.out[0]; ++l[0])
+    for (l[1] = 0; l[1] < c.out[1]; ++l[1])
+      for (l[2] = 0; l[2] < c.out[2]; ++l[2]) {
+        double y = 0;
+        int64_t t = 0;
+        for (tap[0] = 0; tap[0] < c.kernel[0]; ++tap[0])
+          for (tap[1] = 0; tap[1] < c.kernel[1]; ++tap[1])
+            for (tap[2] = 0; tap[2] < c.kernel[2]; ++tap[2], ++t) {
+              int64_t at = 0;
+              bool inside = true;
+              for (int d = 0; d < 3; ++d) {
+                const int64_t i = c.source(d, l[d] * c.stride[d] + tap[d] * c.dilation[d] - c.before[d]);
+                inside = inside && i >= 0;
+                at += i * c.acts_x[d];
+              }
+              if (inside) y += kernel_element(c, ch, j, taps.offset(t)) * (double)load_one<float>(x + at);
+            }
+        sum += y * y;
+      }
+  return __builtin_sqrt(sum);
+}
+
+// ||x|| of one map.
+template <class S>
+double map_norm(const Conv& c, const S* x) {
+  constexpr int n = kLanes<float>;
+  constexpr int64_t most = 64 * n;  // elements between two sums in float64
+  alignas(64) float row[most + n];
+  int64_t width = c.size[2], rows = c.size[1];
+  const int64_t step = c.acts_x[2];
+  if (step == 1 && (rows == 1 || c.acts_x[1] == width)) {
+    width *= rows;
+    rows = 1;
+  }
+  double total = 0;
+  Bits any{};
+  for (int64_t d = 0; d < c.size[0]; ++d)
+    for (int64_t h = 0; h < rows; ++h)
+      for (int64_t w = 0; w < width; w += most) {
+        const int64_t count = smaller(width - w, most);
+        const S* at = x + d * c.acts_x[0] + h * c.acts_x[1] + w * step;
+        V<float> sum[4] = {};
+        const auto add = [&](V<float> value, int64_t i) {
+          any |= (Bits)value;
+          sum[i] += value * value;
+        };
+        int64_t i = 0;
+        if (step == 1) {
+          for (; i + 4 * n <= count; i += 4 * n)
+#pragma GCC unroll 4
+            for (int u = 0; u < 4; ++u) add(load<float>(at + i + u * n), u);
+          for (; i + n <= count; i += n) add(load<float>(at + i), 0);
+          if (i < count) add(load_some<float>(at + i, count - i), 1);
+        } else {
+          copy_row(at, step, count, row, any);
+          for (; i + n <= count; i += n) add(load<float>(row + i), 0);
+          if (i < count) add(load_some<float>(row + i, count - i), 1);
+        }
+        total += sum_lanes<float>((sum[0] + sum[1]) + (sum[2] + sum[3]));
+      }
+  if (holds(total, c.pixels()) || is_zero(any)) return __builtin_sqrt(total);
+  total = 0;
+  for (int64_t d = 0; d < c.size[0]; ++d)
+    for (int64_t h = 0; h < c.size[1]; ++h)
+      for (int64_t w = 0; w < c.size[2]; ++w) {
+        const double value = load_one<float>(x + d * c.acts_x[0] + h * c.acts_x[1] + w * step);
+        total += value * value;
+      }
+  return __builtin_sqrt(total);
+}
+
+// A tile of |x| cut into planes: plane (i, j) holds every stride-th row from i and every stride-th column from j, so
+// that the inputs which one tap meets are neighbours. A run over q = row * pitch + column passes all outputs, and a few
+// columns between two rows, which `mask` takes out.
+struct Planes {
+  static constexpr int kRun = 4;  // vectors side by side
+  float* values;
+  int64_t* offset;  // of each tap
+  Bits* mask;
+  int64_t phases[3], rows, pitch, count, height = 0, width = 0;  // of the tile prepared for
+
+  Planes(Scratch& s, const Conv& c, const Plan& p) {
+    const bool used = p.path == Path::direct;
+    Tile largest;
+    for (int d = 0; d < 3; ++d) largest.out[d] = p.tile[d];
+    const int64_t vectors = used ? set(c, largest) : 0;
+    values = s.take<float>(used ? phases[1] * phases[2] * rows * pitch + kRun * kLanes<float> : 0);
+    offset = s.take<int64_t>(used ? c.taps() : 0);
+    mask = s.take<Bits>(vectors);
+  }
+
+  // Sizes for the outputs of `t`; the vectors that they take.
+  int64_t set(const Conv& c, const Tile& t) {
+    const auto parts = [](int64_t n, int64_t size) { return (n + size - 1) / size; };
+    for (int d = 1; d < 3; ++d) phases[d] = smaller(c.stride[d], (c.kernel[d] - 1) * c.dilation[d] + 1);
+    rows = parts(c.span(1, t.out[1]), c.stride[1]);
+    pitch = parts(c.span(2, t.out[2]), c.stride[2]);
+    count = (t.out[1] - 1) * pitch + t.out[2];
+    return parts(count, kRun * kLanes<float>) * kRun;
+  }
+
+  void prepare(const Conv& c, const Tile& t) {
+    if (t.out[1] == height && t.out[2] == width) return;
+    height = t.out[1];
+    width = t.out[2];
+    const int64_t vectors = set(c, t);
+    for (int64_t a = 0, tap = 0; a < c.kernel[1]; ++a)
+      for (int64_t b = 0; b < c.kernel[2]; ++b, ++tap) {
+        const int64_t y = a * c.dilation[1], x = b * c.dilation[2];
+        const int64_t plane = y % c.stride[1] * phases[2] + x % c.stride[2];
+        offset[tap] = plane * rows * pitch + y / c.stride[1] * pitch + x / c.stride[2];
+      }
+    for (int64_t i = 0; i < vectors; ++i)
+      for (int l = 0; l < kLanes<float>; ++l) {
+        const int64_t q = i * kLanes<float> + l;
+        mask[i][l] = q < count && q % pitch < t.out[2] ? ~0u : 0u;
+      }
+  }
+
+  template <class S>
+  void fill(const Conv& c, const S* x, const int64_t* first, const Tile& t, Bits& any) {
+    const int64_t depth = c.source(0, first[0]), y_end = c.span(1, t.out[1]), x_end = c.span(2, t.out[2]);
+    const bool zeros = c.padding == nnrelief::Padding::zeros;
+    float* out = values;
+    for (int64_t i = 0; i < phases[1]; ++i)
+      for (int64_t j = 0; j < phases[2]; ++j) {
+        const int64_t left = first[2] + j, step = c.stride[2];
+        const int64_t used = smaller(pitch, (x_end - j + step - 1) / step);  // columns that some output meets
+        int64_t begin = left < 0 ? smaller((-left + step - 1) / step, used) : 0, end = used;
+        while (end > begin && left + (end - 1) * step >= c.size[2]) --end;
+        for (int64_t r = 0; r < rows; ++r, out += pitch) {
+          const int64_t y = i + r * c.stride[1];
+          const int64_t row = depth < 0 || y >= y_end ? -1 : c.source(1, first[1] + y);
+          if (row < 0) {
+            memset(out, 0, pitch * sizeof(float));
+            continue;
+          }
+          const S* line = x + depth * c.acts_x[0] + row * c.acts_x[1];
+          // the row first: what it writes behind itself is overwritten by its edge and by the next row
+          if (end > begin)
+            copy_row(line + (left + begin * step) * c.acts_x[2], step * c.acts_x[2], end - begin, out + begin, any);
+          for (int64_t m = 0; m < begin; ++m) out[m] = 0;
+          for (int64_t m = end; m < pitch; ++m) out[m] = 0;
+          if (zeros) continue;
+          const auto edge = [&](int64_t m) {
+            copy_row(line + c.source(2, left + m * step) * c.acts_x[2], 0, 1, out + m, any);
+          };
+          for (int64_t m = 0; m < begin; ++m) edge(m);
+          for (int64_t m = end; m < used; ++m) edge(m);
+        }
+      }
+  }
+
+  // || vᵀU ||² of the tile, kernel elements `kFilters` apart.
+  double square_sum(int64_t taps, const float* kernel) const {
+    constexpr int n = kLanes<float>;
+    V<float> sum[kRun] = {};
+    for (int64_t q = 0; q < count; q += kRun * n) {
+      V<float> y[kRun] = {};
+      for (int64_t t = 0; t < taps; ++t) {
+        const float* at = values + offset[t] + q;
+#pragma GCC unroll 8
+        for (int i = 0; i < kRun; ++i) {
+          V<float> x;
+          memcpy(&x, at + i * n, sizeof(x));
+          y[i] += x * kernel[t * kFilters];
+        }
+      }
+#pragma GCC unroll 8
+      for (int i = 0; i < kRun; ++i) {
+        const V<float> inside = (V<float>)((Bits)y[i] & mask[q / n + i]);
+        sum[i] += inside * inside;
+      }
+    }
+    return sum_lanes<float>((sum[0] + sum[1]) + (sum[2] + sum[3]));
+  }
+};
+
+// One channel's kernels.
+struct Kernels {
+  Table<float> table;
+  bool finite;
+
+  const float* of(const Conv& c, int64_t j) const {
+    return (const float*)(table.values + j / kFilters * c.taps()) + j % kFilters;
+  }
+  bool silent(const Conv& c, int64_t j) const {
+    bool zero = true;
+    for (int64_t t = 0; t < c.taps(); ++t) zero = zero && of(c, j)[t * kFilters] == 0;
+    return zero;
+  }
+};
+
+struct PixelWorker {
+  Planes planes;
+  Kernels* kernels;  // of each channel of the item
+  double* squares;
+
+  PixelWorker(Scratch& s, const Conv& c, const Plan& p) : planes(s, c, p) {
+    kernels = s.take<Kernels>(p.item_channels);
+    squares = s.take<double>(c.filters);
+    for (int64_t m = 0; m < p.item_channels; ++m) {
+      const Table<float> table = take_table<float>(s, c, p);
+      if (s.base) kernels[m] = {table, false};
+    }
+  }
+};
+
+// Adds the norms of `samples` to sums[channel][filter]. Neighbouring channels are neighbours in memory: sample by
+// sample.
+template <class S>
+void score_pixels(const Conv& c, const Plan& p, PixelWorker& w, Span channels, Span samples, double* sums) {
+  const bool direct = p.path == Path::direct;
+  for (int64_t ch = channels.begin; direct && ch < channels.end; ++ch) {
+    Kernels& kernels = w.kernels[ch - channels.begin];
+    kernels.finite = build_table<float>(c, p, ch, 0, c.filters, kernels.table) < kBeyond;
+  }
+  for (int64_t sample = samples.begin; sample < samples.end; ++sample)
+    for (int64_t ch = channels.begin; ch < channels.end; ++ch) {
+      const S* x = (const S*)c.acts + sample * c.acts_n + ch * c.acts_c;
+      double* row = sums + (ch - channels.begin) * p.columns;
+      if (!direct) {
+        *row += map_norm(c, x);
+        continue;
+      }
+      const Kernels& kernels = w.kernels[ch - channels.begin];
+      Bits any{};
+      for (int64_t j = 0; j < c.filters; ++j) w.squares[j] = 0;
+      each_tile(c, p, [&](const int64_t* first, const Tile& t) {
+        w.planes.prepare(c, t);
+        w.planes.fill(c, x, first, t, any);
+        for (int64_t j = 0; j < c.filters; ++j) w.squares[j] += w.planes.square_sum(c.taps(), kernels.of(c, j));
+      });
+      for (int64_t j = 0; j < c.filters; ++j) {
+        const double sum = w.squares[j];
+        const bool zero = sum == 0 && (is_zero(any) || kernels.silent(c, j));
+        row[j] += kernels.finite && (zero || holds(sum, c.positions())) ? kernels.table.back[j] * __builtin_sqrt(sum)
+                                                                        : norm_in_float64(c, x, ch, j);
+      }
+    }
+}
+
+}  // namespace
