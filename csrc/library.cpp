@@ -176,8 +176,8 @@ void score_into(const Conv& c, const Plan& p, T* out) {
   const int64_t rows = c.groups * c.filters, columns = c.per_group();
   torch::stable::parallel_for(0, rows, std::max<int64_t>(1, (1 << 14) / columns), [&](int64_t begin, int64_t end) {
     for (int64_t j = begin; j < end; ++j)
-      scale_rows(c.weight, c.weight_type, c.weight_j, c.weight_c, columns, norm_sums.data() + j / c.filters * columns, j,
-                 j + 1, out);
+      scale_rows(c.weight, c.weight_type, c.weight_j, c.weight_c, columns, norm_sums.data() + j / c.filters * columns,
+                 j, j + 1, out);
   });
 }
 

@@ -6,7 +6,8 @@
 
 namespace {
 
-// |x| of `count` elements `step` apart, as floats; `any` gathers their bits. Writes up to a vector of zeros behind them.
+// |x| of `count` elements `step` apart, as floats; `any` gathers their bits. Writes up to a vector of zeros behind
+// them.
 template <class S>
 INLINE void copy_row(const S* x, int64_t step, int64_t count, float* out, Bits& any) {
   constexpr int n = kLanes<float>;

@@ -15,11 +15,11 @@ using Column = Vec<T, kFilters>;
 
 template <class T>
 struct Table {
-  Column<T>* values;    // [filters / kFilters][features]
-  Column<T>* kernel;    // [taps]
-  Column<T>* row;       // [pixels], for dual
-  const int32_t* under; // [outputs][taps]: the pixel under a tap, -1 outside the map; for dual
-  double* back;         // [filters]: what each kernel was divided by, a power of two
+  Column<T>* values;     // [filters / kFilters][features]
+  Column<T>* kernel;     // [taps]
+  Column<T>* row;        // [pixels], for dual
+  const int32_t* under;  // [outputs][taps]: the pixel under a tap, -1 outside the map; for dual
+  double* back;          // [filters]: what each kernel was divided by, a power of two
 };
 
 // For the dual forms: which pixel lies under each tap of each output.
@@ -125,8 +125,7 @@ void load_kernels(const Conv& c, int64_t ch, int64_t j, int64_t count, Column<T>
 
 // |K| at one offset of filter `j`'s kernel of channel `ch`.
 INLINE double kernel_element(const Conv& c, int64_t ch, int64_t j, int64_t offset) {
-  const int64_t at =
-      (ch / c.per_group() * c.filters + j) * c.weight_j + ch % c.per_group() * c.weight_c + offset;
+  const int64_t at = (ch / c.per_group() * c.filters + j) * c.weight_j + ch % c.per_group() * c.weight_c + offset;
   switch (c.weight_type) {
     case Dtype::f16:
       return load_one<float>((const Half*)c.weight + at);
