@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 DOCTESTS := $(addprefix nnrelief_kernels/,scoring.py selection.py magnitude.py)
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test bench sanitize lint format clean
 
 demo: $(STAMP)
 	$(BIN)/nnrelief info
@@ -17,6 +17,18 @@ test: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks
+
+# The kernels' tests under AddressSanitizer and UBSan, once per instruction set, in a build of their own.
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
+sanitize: $(STAMP)
+	rm -rf build/sanitize
+	mkdir -p build/sanitize
+	cp -r csrc nnrelief_kernels tests setup.py pyproject.toml README.md LICENSE build/sanitize
+	rm -f build/sanitize/nnrelief_kernels/*.so
+	cd build/sanitize && NNRELIEF_BUILD=1 NNRELIEF_CXXFLAGS="-O1 -g $(SANITIZE)" NNRELIEF_LDFLAGS="$(SANITIZE)" \
+		$(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
+	cd build/sanitize && ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+		$(CURDIR)/$(BIN)/python -m pytest tests/test_cpu.py tests/test_scoring.py -k "not torch and not million"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
