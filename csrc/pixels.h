@@ -123,34 +123,35 @@ double map_norm(const Conv& c, const S* x) {
   return __builtin_sqrt(total);
 }
 
-// A tile of |x| cut into planes: plane (i, j) holds every stride-th row from i and every stride-th column from j, so
-// that the inputs which one tap meets are neighbours. A run over q = row * pitch + column passes all outputs, and a few
-// columns between two rows, which `mask` takes out.
+// A tile of |x| cut into planes: plane i holds every stride-th row from i, so that the inputs which one tap meets lie
+// in one run: q = row * pitch + column passes the outputs, and columns that are none (between two rows, or passed over
+// by the stride), which `mask` takes out.
 struct Planes {
   static constexpr int kRun = 4;  // vectors side by side
   float* values;
   int64_t* offset;  // of each tap
   Bits* mask;
-  int64_t phases[3], rows, pitch, count, height = 0, width = 0;  // of the tile prepared for
+  int64_t planes, rows, pitch, count, height = 0, width = 0;  // of the tile prepared for
+  bool zeros_stay;  // every map's zeros lie in the same places: they are written once
 
   Planes(Scratch& s, const Conv& c, const Plan& p) {
+    zeros_stay = c.padding == nnrelief::Padding::zeros && p.tiles[0] * p.tiles[1] * p.tiles[2] == 1;
     const bool used = p.path == Path::direct;
     Tile largest;
     for (int d = 0; d < 3; ++d) largest.out[d] = p.tile[d];
     const int64_t vectors = used ? set(c, largest) : 0;
-    values = s.take<float>(used ? phases[1] * phases[2] * rows * pitch + kRun * kLanes<float> : 0);
+    values = s.take<float>(used ? planes * rows * pitch + kRun * kLanes<float> : 0);
     offset = s.take<int64_t>(used ? c.taps() : 0);
     mask = s.take<Bits>(vectors);
   }
 
   // Sizes for the outputs of `t`; the vectors that they take.
   int64_t set(const Conv& c, const Tile& t) {
-    const auto parts = [](int64_t n, int64_t size) { return (n + size - 1) / size; };
-    for (int d = 1; d < 3; ++d) phases[d] = smaller(c.stride[d], (c.kernel[d] - 1) * c.dilation[d] + 1);
-    rows = parts(c.span(1, t.out[1]), c.stride[1]);
-    pitch = parts(c.span(2, t.out[2]), c.stride[2]);
-    count = (t.out[1] - 1) * pitch + t.out[2];
-    return parts(count, kRun * kLanes<float>) * kRun;
+    planes = smaller(c.stride[1], (c.kernel[1] - 1) * c.dilation[1] + 1);
+    rows = (c.span(1, t.out[1]) + c.stride[1] - 1) / c.stride[1];
+    pitch = c.span(2, t.out[2]);
+    count = (t.out[1] - 1) * pitch + (t.out[2] - 1) * c.stride[2] + 1;
+    return (count + kRun * kLanes<float> - 1) / (kRun * kLanes<float>)*kRun;
   }
 
   void prepare(const Conv& c, const Tile& t) {
@@ -158,50 +159,45 @@ struct Planes {
     height = t.out[1];
     width = t.out[2];
     const int64_t vectors = set(c, t);
+    memset(values, 0, planes * rows * pitch * sizeof(float));
     for (int64_t a = 0, tap = 0; a < c.kernel[1]; ++a)
       for (int64_t b = 0; b < c.kernel[2]; ++b, ++tap) {
-        const int64_t y = a * c.dilation[1], x = b * c.dilation[2];
-        const int64_t plane = y % c.stride[1] * phases[2] + x % c.stride[2];
-        offset[tap] = plane * rows * pitch + y / c.stride[1] * pitch + x / c.stride[2];
+        const int64_t y = a * c.dilation[1];
+        offset[tap] = (y % c.stride[1] * rows + y / c.stride[1]) * pitch + b * c.dilation[2];
       }
     for (int64_t i = 0; i < vectors; ++i)
       for (int l = 0; l < kLanes<float>; ++l) {
-        const int64_t q = i * kLanes<float> + l;
-        mask[i][l] = q < count && q % pitch < t.out[2] ? ~0u : 0u;
+        const int64_t q = i * kLanes<float> + l, column = q % pitch;
+        const bool output = q < count && column % c.stride[2] == 0 && column / c.stride[2] < width;
+        mask[i][l] = output ? ~0u : 0u;
       }
   }
 
   template <class S>
-  void fill(const Conv& c, const S* x, const int64_t* first, const Tile& t, Bits& any) {
-    const int64_t depth = c.source(0, first[0]), y_end = c.span(1, t.out[1]), x_end = c.span(2, t.out[2]);
-    const bool zeros = c.padding == nnrelief::Padding::zeros;
+  void fill(const Conv& c, const S* x, const int64_t* first, Bits& any) {
+    const int64_t depth = c.source(0, first[0]), y_end = c.span(1, height), left = first[2];
+    const int64_t begin = left < 0 ? smaller(-left, pitch) : 0;
+    const int64_t inside = smaller(c.size[2] - left, pitch), end = inside > begin ? inside : begin;
     float* out = values;
-    for (int64_t i = 0; i < phases[1]; ++i)
-      for (int64_t j = 0; j < phases[2]; ++j) {
-        const int64_t left = first[2] + j, step = c.stride[2];
-        const int64_t used = smaller(pitch, (x_end - j + step - 1) / step);  // columns that some output meets
-        int64_t begin = left < 0 ? smaller((-left + step - 1) / step, used) : 0, end = used;
-        while (end > begin && left + (end - 1) * step >= c.size[2]) --end;
-        for (int64_t r = 0; r < rows; ++r, out += pitch) {
-          const int64_t y = i + r * c.stride[1];
-          const int64_t row = depth < 0 || y >= y_end ? -1 : c.source(1, first[1] + y);
-          if (row < 0) {
-            memset(out, 0, pitch * sizeof(float));
-            continue;
-          }
-          const S* line = x + depth * c.acts_x[0] + row * c.acts_x[1];
-          // the row first: what it writes behind itself is overwritten by its edge and by the next row
-          if (end > begin)
-            copy_row(line + (left + begin * step) * c.acts_x[2], step * c.acts_x[2], end - begin, out + begin, any);
-          for (int64_t m = 0; m < begin; ++m) out[m] = 0;
-          for (int64_t m = end; m < pitch; ++m) out[m] = 0;
-          if (zeros) continue;
-          const auto edge = [&](int64_t m) {
-            copy_row(line + c.source(2, left + m * step) * c.acts_x[2], 0, 1, out + m, any);
-          };
-          for (int64_t m = 0; m < begin; ++m) edge(m);
-          for (int64_t m = end; m < used; ++m) edge(m);
+    for (int64_t i = 0; i < planes; ++i)
+      for (int64_t r = 0; r < rows; ++r, out += pitch) {
+        const int64_t y = i + r * c.stride[1];
+        const int64_t row = depth < 0 || y >= y_end ? -1 : c.source(1, first[1] + y);
+        if (row < 0) {
+          for (int64_t m = 0; m < pitch && !zeros_stay; m += kLanes<float>) memset(out + m, 0, sizeof(V<float>));
+          continue;
         }
+        // the row first: what it writes behind itself is overwritten by its edge and by the next row
+        const S* line = x + depth * c.acts_x[0] + row * c.acts_x[1];
+        if (end > begin) copy_row(line + (left + begin) * c.acts_x[2], c.acts_x[2], end - begin, out + begin, any);
+        if (zeros_stay) continue;
+        const auto edge = [&](int64_t m) {
+          out[m] = 0;
+          const int64_t column = c.source(2, left + m);
+          if (column >= 0) copy_row(line + column * c.acts_x[2], 0, 1, out + m, any);
+        };
+        for (int64_t m = 0; m < begin; ++m) edge(m);
+        for (int64_t m = end; m < pitch; ++m) edge(m);
       }
   }
 
@@ -282,7 +278,7 @@ void score_pixels(const Conv& c, const Plan& p, PixelWorker& w, Span channels, S
       for (int64_t j = 0; j < c.filters; ++j) w.squares[j] = 0;
       each_tile(c, p, [&](const int64_t* first, const Tile& t) {
         w.planes.prepare(c, t);
-        w.planes.fill(c, x, first, t, any);
+        w.planes.fill(c, x, first, any);
         for (int64_t j = 0; j < c.filters; ++j) w.squares[j] += w.planes.square_sum(c.taps(), kernels.of(c, j));
       });
       for (int64_t j = 0; j < c.filters; ++j) {

@@ -70,8 +70,8 @@ void choose_path(const Conv& c, Plan& p) {
   const double sample_vectors = std::max(1.0, c.samples / 16.0);
   offer(Path::dual, dual + filters * (dual + kRoot + 2 * positions * (taps + dual) / (16 * sample_vectors)), dual);
   if (pixels_serve(c, p)) {
-    const double row = c.span(2, c.out[2]) / (double)c.stride[2];
-    offer(Path::direct, 2 * pixels + filters * (c.out[0] * c.out[1] * row * (1.2 * taps + 2) + 40), 1);
+    const double passed = c.out[0] * c.out[1] * c.span(2, c.out[2]);
+    offer(Path::direct, 2 * pixels + filters * (passed * (1.2 * taps + 2) + 40), 1);
     p.pixel_lanes = p.path == Path::direct;
     if (p.pixel_lanes) return;
   }
@@ -110,7 +110,7 @@ Plan make_plan(const Conv& c, Width width) {
   const int64_t most = std::max<int64_t>(1, kTableBytes / (bytes * p.features * width.filters)) * width.filters;
   p.filter_block = std::min(p.columns, most);
 
-  p.item_channels = p.channel_lanes ? lanes : std::clamp<int64_t>(c.channels / 32, 1, 16);
+  p.item_channels = p.channel_lanes ? lanes : std::clamp<int64_t>(c.channels / 64, 1, 16);
   p.channel_items = ceil_div(c.channels, p.item_channels);
   p.chunks = 1;
   if (!p.mean) {

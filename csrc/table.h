@@ -138,29 +138,30 @@ INLINE double kernel_element(const Conv& c, int64_t ch, int64_t j, int64_t offse
   }
 }
 
-// Divides each kernel by a power of two near its peak, kept in `back`; lowers `least` to the smallest non-zero element
-// left, or to 0 where one is not finite.
+// Divides each kernel by the power of two at or below its peak, kept in `back`; lowers `least` to its smallest non-zero
+// element, or to 0 where one is not finite. A subnormal peak is left as it is: `least` then sends its maps to float64.
 template <class T>
-void scale_kernels(Column<T>* kernel, int64_t taps, int64_t count, double* back, double& least) {
+void scale_kernels(Column<T>* kernel, int64_t taps, double* back, Column<T>& least) {
+  using U = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
+  using UColumn = Vec<U, kFilters>;
+  constexpr int mantissa = std::numeric_limits<T>::digits - 1;
+  constexpr U top = 2 * std::numeric_limits<T>::max_exponent - 2;  // an exponent and `top` minus it are inverse
   Column<T> peak{}, low = Column<T>{} + std::numeric_limits<T>::max(), sum{};
   for (int64_t t = 0; t < taps; ++t) {
-    const Column<T> v = kernel[t];
+    const Column<T> v = kernel[t], positive = v > 0 ? v : low;
     peak = v > peak ? v : peak;
-    low = v < low && v > 0 ? v : low;
+    low = positive < low ? positive : low;
     sum += v * 0;  // NaN where an element is not finite
   }
-  Column<T> up{}, rest{};
-  for (int i = 0; i < count; ++i) {
-    double inverse;
-    back[i] = power_of_two((double)peak[i], inverse);
-    // two steps: float32 does not hold the inverse of its smallest numbers
-    const double step = inverse < 0x1p100 ? inverse : sizeof(T) == 8 ? inverse : 0x1p100;
-    up[i] = (T)step;
-    rest[i] = (T)(inverse / step);
-    const double smallest = sum[i] == 0 ? (double)low[i] * inverse : 0;
-    if (peak[i] > 0 || sum[i] != 0) least = smallest < least ? smallest : least;
-  }
-  for (int64_t t = 0; t < taps; ++t) kernel[t] = kernel[t] * up * rest;
+  const UColumn exponent = (UColumn)peak >> mantissa, one = (UColumn)(Column<T>{} + 1);
+  const UColumn regular = (UColumn)(exponent - 1u < UColumn{} + (top - 1u));
+  const Column<T> scale = (Column<T>)((regular & (exponent << mantissa)) | (~regular & one));
+  const Column<T> inverse = (Column<T>)((regular & ((top - exponent) << mantissa)) | (~regular & one));
+  for (int64_t t = 0; t < taps; ++t) kernel[t] *= inverse;
+  const Column<T> smallest = sum == 0 ? low * inverse : Column<T>{};
+  least = smallest < least ? smallest : least;
+  const Vec<double, kFilters> wide = __builtin_convertvector(scale, Vec<double, kFilters>);
+  memcpy(back, &wide, sizeof(wide));
 }
 
 // sum over a pair (a <= b) of one row's products, doubled off the diagonal: the triangle of the row's outer product.
@@ -198,12 +199,12 @@ float build_table(const Conv& c, const Plan& p, int64_t ch, int64_t first, int64
     table.back[0] = 1;
     return (float)kSmallest;
   }
-  double least = 1;
+  Column<T> smallest = Column<T>{} + 1;
   const int64_t width = p.path == Path::direct ? c.taps() : p.features;
   for (int64_t j = 0; j < count; j += kFilters) {
     const int64_t some = smaller(count - j, kFilters);
     load_kernels<T>(c, ch, first + j, some, table.kernel);
-    scale_kernels<T>(table.kernel, c.taps(), some, table.back + j, least);
+    scale_kernels<T>(table.kernel, c.taps(), table.back + j, smallest);
     Column<T>* out = table.values + j / kFilters * width;
     if (p.path == Path::dual)
       dual_forms<T>(c, table, out);
@@ -212,6 +213,8 @@ float build_table(const Conv& c, const Plan& p, int64_t ch, int64_t first, int64
     else
       triangle<T, false>(table.kernel, c.taps(), out);
   }
+  double least = 1;
+  for (int i = 0; i < kFilters; ++i) least = smallest[i] < least ? (double)smallest[i] : least;
   const double limit = least > 0 ? kSmallest / least : kBeyond;
   return limit < kBeyond ? (float)limit : kBeyond;
 }
