@@ -176,9 +176,9 @@ def _mobilenet_v2() -> Iterator[Layer]:
 
 SUITES = {
     "lenet5": (_lenet5, (256, 4096)),
-    "vgg16_cifar": (_vgg16_cifar, (64, 1024)),
-    "resnet20_cifar": (_resnet20_cifar, (64, 1024)),
+    "vgg16_cifar": (_vgg16_cifar, (128, 1024)),
+    "resnet20_cifar": (_resnet20_cifar, (128, 1024)),
     "resnet50": (_resnet50, (8, 256)),
-    "mobilenet_v2": (_mobilenet_v2, (8, 256)),
+    "mobilenet_v2": (_mobilenet_v2, (32, 256)),
 }
 """The layers of each network, and how many samples to score them on: on a CPU, on a GPU."""
