@@ -6,15 +6,11 @@
 
 namespace {
 
-// |x| of `count` elements `step` apart, as floats; `any` gathers their bits. Writes up to a vector of zeros behind
-// them.
+// |x| of `count` elements `step` apart, as floats. Writes up to a vector of zeros behind them.
 template <class S>
-INLINE void copy_row(const S* x, int64_t step, int64_t count, float* out, Bits& any) {
+INLINE void copy_row(const S* x, int64_t step, int64_t count, float* out) {
   constexpr int n = kLanes<float>;
-  const auto put = [&](int64_t i, V<float> value) {
-    any |= (Bits)value;
-    memcpy(out + i, &value, sizeof(value));
-  };
+  const auto put = [&](int64_t i, V<float> value) { memcpy(out + i, &value, sizeof(value)); };
   int64_t i = 0;
   if (step == 1) {
     for (; i + n <= count; i += n) put(i, load<float>(x + i));
@@ -27,12 +23,7 @@ INLINE void copy_row(const S* x, int64_t step, int64_t count, float* out, Bits& 
                           left > n ? load_some<float>(x + 2 * i + n, left - n) : V<float>{}));
     }
   } else {
-    for (; i < count; ++i) {
-      uint32_t bits;
-      out[i] = load_one<float>(x + i * step);
-      memcpy(&bits, out + i, sizeof(bits));
-      any[0] |= bits;
-    }
+    for (; i < count; ++i) out[i] = load_one<float>(x + i * step);
   }
 }
 
@@ -40,9 +31,13 @@ INLINE void copy_row(const S* x, int64_t step, int64_t count, float* out, Bits& 
 // not show.
 INLINE bool holds(double sum, int64_t count) { return sum >= 0x1p-100 * (double)count && sum <= 0x1p120; }
 
-INLINE bool is_zero(Bits any) {
+template <class S>
+bool is_zero(const Conv& c, const S* x) {
   bool zero = true;
-  for (int i = 0; i < kLanes<float>; ++i) zero = zero && any[i] == 0;
+  for (int64_t d = 0; d < c.size[0]; ++d)
+    for (int64_t h = 0; h < c.size[1]; ++h)
+      for (int64_t w = 0; w < c.size[2]; ++w)
+        zero = zero && load_one<float>(x + d * c.acts_x[0] + h * c.acts_x[1] + w * c.acts_x[2]) == 0;
   return zero;
 }
 
@@ -87,17 +82,13 @@ double map_norm(const Conv& c, const S* x) {
     rows = 1;
   }
   double total = 0;
-  Bits any{};
   for (int64_t d = 0; d < c.size[0]; ++d)
     for (int64_t h = 0; h < rows; ++h)
       for (int64_t w = 0; w < width; w += most) {
         const int64_t count = smaller(width - w, most);
         const S* at = x + d * c.acts_x[0] + h * c.acts_x[1] + w * step;
         V<float> sum[4] = {};
-        const auto add = [&](V<float> value, int64_t i) {
-          any |= (Bits)value;
-          sum[i] += value * value;
-        };
+        const auto add = [&](V<float> value, int64_t i) { sum[i] += value * value; };
         int64_t i = 0;
         if (step == 1) {
           for (; i + 4 * n <= count; i += 4 * n)
@@ -106,13 +97,13 @@ double map_norm(const Conv& c, const S* x) {
           for (; i + n <= count; i += n) add(load<float>(at + i), 0);
           if (i < count) add(load_some<float>(at + i, count - i), 1);
         } else {
-          copy_row(at, step, count, row, any);
+          copy_row(at, step, count, row);
           for (; i + n <= count; i += n) add(load<float>(row + i), 0);
           if (i < count) add(load_some<float>(row + i, count - i), 1);
         }
         total += sum_lanes<float>((sum[0] + sum[1]) + (sum[2] + sum[3]));
       }
-  if (holds(total, c.pixels()) || is_zero(any)) return __builtin_sqrt(total);
+  if (holds(total, c.pixels()) || (total == 0 && is_zero(c, x))) return __builtin_sqrt(total);
   total = 0;
   for (int64_t d = 0; d < c.size[0]; ++d)
     for (int64_t h = 0; h < c.size[1]; ++h)
@@ -174,31 +165,38 @@ struct Planes {
   }
 
   template <class S>
-  void fill(const Conv& c, const S* x, const int64_t* first, Bits& any) {
-    const int64_t depth = c.source(0, first[0]), y_end = c.span(1, height), left = first[2];
+  void fill(const Conv& c, const S* x, const int64_t* first) const {
+    // copies: what is stored could, for all the compiler knows, change the originals
+    const int64_t rows = this->rows, pitch = this->pitch, stride = c.stride[1], top = first[1], left = first[2];
+    const int64_t size = c.size[1], down = c.acts_x[1], step = c.acts_x[2], y_end = c.span(1, height);
     const int64_t begin = left < 0 ? smaller(-left, pitch) : 0;
     const int64_t inside = smaller(c.size[2] - left, pitch), end = inside > begin ? inside : begin;
+    const bool stay = zeros_stay;
+    const int64_t depth = c.source(0, first[0]);
+    const S* slice = x + (depth < 0 ? 0 : depth) * c.acts_x[0] + (left + begin) * step;
     float* out = values;
     for (int64_t i = 0; i < planes; ++i)
       for (int64_t r = 0; r < rows; ++r, out += pitch) {
-        const int64_t y = i + r * c.stride[1];
-        const int64_t row = depth < 0 || y >= y_end ? -1 : c.source(1, first[1] + y);
-        if (row < 0) {
-          for (int64_t m = 0; m < pitch && !zeros_stay; m += kLanes<float>) memset(out + m, 0, sizeof(V<float>));
+        int64_t y = i + r * stride, row = top + y;
+        if (row < 0 || row >= size) row = y < y_end ? c.source(1, row) : -1;
+        if (row < 0 || depth < 0) {
+          for (int64_t m = 0; m < pitch && !stay; m += kLanes<float>) memset(out + m, 0, sizeof(V<float>));
           continue;
         }
         // the row first: what it writes behind itself is overwritten by its edge and by the next row
-        const S* line = x + depth * c.acts_x[0] + row * c.acts_x[1];
-        if (end > begin) copy_row(line + (left + begin) * c.acts_x[2], c.acts_x[2], end - begin, out + begin, any);
-        if (zeros_stay) continue;
-        const auto edge = [&](int64_t m) {
-          out[m] = 0;
-          const int64_t column = c.source(2, left + m);
-          if (column >= 0) copy_row(line + column * c.acts_x[2], 0, 1, out + m, any);
-        };
-        for (int64_t m = 0; m < begin; ++m) edge(m);
-        for (int64_t m = end; m < pitch; ++m) edge(m);
+        if (end > begin) copy_row(slice + row * down, step, end - begin, out + begin);
+        for (int64_t m = 0; m < begin && !stay; ++m)
+          edge(c, slice + row * down - (left + begin) * step, left + m, out + m);
+        for (int64_t m = end; m < pitch && !stay; ++m)
+          edge(c, slice + row * down - (left + begin) * step, left + m, out + m);
       }
+  }
+
+  // A pixel beside the row that starts at `line`.
+  template <class S>
+  static void edge(const Conv& c, const S* line, int64_t column, float* out) {
+    column = c.source(2, column);
+    *out = column < 0 ? 0 : load_one<float>(line + column * c.acts_x[2]);
   }
 
   // || vᵀU ||² of the tile, kernel elements `kFilters` apart.
@@ -274,16 +272,15 @@ void score_pixels(const Conv& c, const Plan& p, PixelWorker& w, Span channels, S
         continue;
       }
       const Kernels& kernels = w.kernels[ch - channels.begin];
-      Bits any{};
       for (int64_t j = 0; j < c.filters; ++j) w.squares[j] = 0;
       each_tile(c, p, [&](const int64_t* first, const Tile& t) {
         w.planes.prepare(c, t);
-        w.planes.fill(c, x, first, any);
+        w.planes.fill(c, x, first);
         for (int64_t j = 0; j < c.filters; ++j) w.squares[j] += w.planes.square_sum(c.taps(), kernels.of(c, j));
       });
       for (int64_t j = 0; j < c.filters; ++j) {
         const double sum = w.squares[j];
-        const bool zero = sum == 0 && (is_zero(any) || kernels.silent(c, j));
+        const bool zero = sum == 0 && (kernels.silent(c, j) || is_zero(c, x));
         row[j] += kernels.finite && (zero || holds(sum, c.positions())) ? kernels.table.back[j] * __builtin_sqrt(sum)
                                                                         : norm_in_float64(c, x, ch, j);
       }
