@@ -48,7 +48,7 @@ def refuses_linear(weight: Tensor, acts: Tensor) -> str | None:
 
 
 def conv_path(weight: Tensor, acts: Tensor, geometry: ConvGeometry, variant: str) -> str:
-    return plan.conv_path(weight, acts, geometry, variant)
+    return plan.conv_path(weight, acts, geometry, variant, plan.current_target(acts.device.index))
 
 
 def score_conv(weight: Tensor, acts: Tensor, geometry: ConvGeometry, variant: str) -> Tensor:

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import plan
-from .conv import Launch
+from .conv import Launch, own_place
 
 STEPS = tl.constexpr(64)  # terms of the inner float32 sums
 SIZES = ("rows", "chunk", "columns", "blocks", "depth", "height", "width", "xn", "xc", "xd", "xh")
@@ -17,9 +17,8 @@ def columns_kernel(
     x, sums, rows, chunk, columns, blocks, depth, height, width, xn, xc, xd, xh, xw, BR: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Float64 sums [chunks, columns] from x [rows, channels, depth, height, width], columns counting the last four."""
-    program = tl.program_id(0).to(tl.int64)
-    part = program // blocks
-    column = program % blocks * BC + tl.arange(0, BC)  # [BC]
+    part, block = own_place(blocks)
+    column = block * BC + tl.arange(0, BC)  # [BC]
     at = (column // width % height) * xh + (column % width) * xw
     at += column // (width * height) % depth * xd + column // (width * height * depth) * xc
     total = tl.zeros([BC], tl.float64)
@@ -37,7 +36,7 @@ def columns_kernel(
 @triton.jit(do_not_specialize=["parts", "columns"])
 def add_kernel(sums, total, parts, columns, BC: tl.constexpr):
     """total [columns] = sums [parts, columns] over the parts, in their order."""
-    column = tl.program_id(0).to(tl.int64) * BC + tl.arange(0, BC)
+    column = own_place(1)[0] * BC + tl.arange(0, BC)
     sum_ = tl.zeros([BC], tl.float64)
     for part in range(0, parts):
         sum_ += tl.load(sums + part * columns + column, column < columns, 0.0).to(tl.float64)
@@ -47,9 +46,9 @@ def add_kernel(sums, total, parts, columns, BC: tl.constexpr):
 @triton.jit(do_not_specialize=["parts", "filters", "columns", "blocks", "wj", "wi"])
 def scale_kernel(weight, sums, out, parts, filters, columns, blocks, wj, wi, BJ: tl.constexpr, BC: tl.constexpr):
     """Eq. 1's numerators out_ji = |w_ji| sum_n |x_ni|, [filters, columns], from sums [parts, columns]."""
-    program = tl.program_id(0).to(tl.int64)
-    column = program % blocks * BC + tl.arange(0, BC)
-    j = program // blocks * BJ + tl.arange(0, BJ)
+    rows, block = own_place(blocks)
+    column = block * BC + tl.arange(0, BC)
+    j = rows * BJ + tl.arange(0, BJ)
     total = tl.zeros([BC], tl.float64)
     for part in range(0, parts):
         total += tl.load(sums + part * columns + column, column < columns, 0.0).to(tl.float64)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -23,9 +24,14 @@ class Launch:
     arguments: dict[str, Any]
     num_warps: int = 4
 
+    def options(self, backend: str) -> dict[str, Any]:
+        """No software pipeline (lags.py fetches ahead by itself, the others have enough warps), and all registers: ptxas
+        would spill some for an occupancy that these kernels do not need."""
+        registers = {"maxnreg": 255} if backend == "cuda" else {}
+        return {"num_warps": self.num_warps, "num_stages": 1, "enable_fp_fusion": True, **registers}
+
     def run(self) -> None:
-        # num_stages: no software pipeline; lags.py fetches ahead by itself, the others have enough warps
-        self.kernel[(self.programs,)](**self.arguments, num_warps=self.num_warps, num_stages=1, enable_fp_fusion=True)
+        self.kernel[(self.programs,)](**self.arguments, **self.options("hip" if torch.version.hip else "cuda"))
 
 
 class Call:
@@ -63,6 +69,13 @@ class Call:
             "DILATION": three(self.geometry.dilation, 1),
             "MODE": self.geometry.padding_mode if padded else "zeros",
         }
+
+
+@triton.jit
+def own_place(count):
+    """This program's id as (id // count, id % count), in the 64 bits that offsets are made of."""
+    program = tl.program_id(0)
+    return (program // count).to(tl.int64), (program % count).to(tl.int64)
 
 
 @triton.jit

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import plan
-from .conv import Call, Launch, pixel
+from .conv import Call, Launch, own_place, pixel
 from .forms import SMALL_BITS, add_norms, small
 from .lags import joined
 
@@ -44,10 +44,10 @@ def gram_kernel(
     BM: tl.constexpr = BN * LP
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
     COUNT: tl.constexpr = TAPS * (TAPS + 1) // 2
-    program = tl.program_id(0).to(tl.int64)
-    channel, part = program % channels, program // channels
-    group = channel // per_group
-    kernels = weight + group * filters * wj + (channel - group * per_group) * wi
+    part, channel = own_place(channels)
+    program = part * channels + channel
+    group = channel.to(tl.int32) // per_group
+    kernels = weight + group.to(tl.int64) * filters * wj + (channel - group * per_group) * wi
     lane = tl.arange(0, BM) % LP
     bad = tl.full([], 0, tl.int32)
     for begin in range(part * chunk, tl.minimum(part * chunk + chunk, samples), BN):

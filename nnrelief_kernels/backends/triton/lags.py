@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import plan
-from .conv import Call, Launch
+from .conv import Call, Launch, own_place
 from .forms import SMALL_BITS, add_norms, small
 
 
@@ -133,10 +133,10 @@ def lags_kernel(
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1]
     xn, xc, xh = xn.to(tl.int64) * ALIGN, xc.to(tl.int64) * ALIGN, xh.to(tl.int64) * ALIGN
 
-    program = tl.program_id(0).to(tl.int64)
-    channel, part = program % channels, program // channels
-    group = channel // per_group
-    kernels = weight + group * filters * wj + (channel - group * per_group) * wi
+    part, channel = own_place(channels)
+    program = part * channels + channel
+    group = channel.to(tl.int32) // per_group
+    kernels = weight + group.to(tl.int64) * filters * wj + (channel - group * per_group) * wi
     own_sums = sums + program * filters
     tile = tl.arange(0, BM) % TILES
     u, e = tl.arange(0, LOAD), LOAD + tl.arange(0, 2)
@@ -194,7 +194,8 @@ def lags_kernel(
 
 def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor, flags: Tensor) -> Launch:
     """sums float64 [chunks, channels, filters], flags int32 [chunks, channels]."""
-    tiles, blocks = plan.lag_tiles(call.geometry), plan.blocks(target)
+    blocks = plan.blocks(target)
+    tiles = plan.lag_tiles(call.geometry, blocks)
     strides = {name: call.x_strides[name] for name in ("xn", "xc", "xh")}
     align = 1
     if call.x_strides["xw"] == 1:

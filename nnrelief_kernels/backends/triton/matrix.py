@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import plan
-from .conv import Call, Launch, kernel_element, pixel
+from .conv import Call, Launch, kernel_element, own_place, pixel
 from .forms import LARGEST, LEAST, SMALL_BITS, normalised, product, small
 
 SPAN = tl.constexpr(512)  # outputs in one inner float32 sum
@@ -28,10 +28,10 @@ def matrix_kernel(
 ):  # fmt: skip
     """sums [chunks, channels, filters] and flags [chunks, channels] from x [samples, channels, depth, height, width]."""
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
-    program = tl.program_id(0).to(tl.int64)
-    channel, part = program % channels, program // channels
-    group = channel // per_group
-    kernels = weight + group * filters * wj + (channel - group * per_group) * wi
+    part, channel = own_place(channels)
+    program = part * channels + channel
+    group = channel.to(tl.int32) // per_group
+    kernels = weight + group.to(tl.int64) * filters * wj + (channel - group * per_group) * wi
     tap = tl.arange(0, TP)
     at_tap = kernel_element(tap, KERNEL, wd, wh, ww)
     bad = tl.full([], 0, tl.int32)
@@ -74,6 +74,6 @@ def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor, f
         "samples": call.samples, "chunk": chunks.size, "channels": call.channels,
         "filters": call.filters, "per_group": call.per_group,
         **call.sizes, **call.x_strides, **call.weight_strides, **call.constants,
-        "TP": taps, "BL": plan.matrix_outputs(taps), "BJ": 16, "PRECISION": plan.blocks(target).precision,
+        "TP": taps, "BL": 32, "BJ": 16, "PRECISION": plan.blocks(target).precision,
     }  # fmt: skip
     return Launch(matrix_kernel, chunks.count * call.channels, arguments, plan.matrix_warps(taps))

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import plan
-from .conv import Call, Launch, pixel
+from .conv import Call, Launch, own_place, pixel
 from .forms import LARGEST, LEAST, SMALL_BITS, small
 
 SIZES = ("samples", "chunk", "channels", "positions", "height_out", "width_out", "depth", "height", "width", "xn", "xd", "xh",
@@ -26,15 +26,14 @@ def norms_kernel(
     BC: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
     """sums and flags [chunks, channels] from x [samples, channels, depth, height, width]."""
-    program = tl.program_id(0).to(tl.int64)
-    part = program // blocks
+    part, block = own_place(blocks)
     # what ALIGN divides comes divided by it, so that the compiler knows
     xn = xn.to(tl.int64) * ALIGN
     if ORDER == "rows":
         xc, positions = xc.to(tl.int64) * ALIGN, positions * ALIGN
     elif ORDER == "channels last":
         xw, channels = xw.to(tl.int64) * ALIGN, channels * ALIGN
-    channel = program % blocks * BC + tl.arange(0, BC)  # [BC]
+    channel = block * BC + tl.arange(0, BC)  # [BC]
     total = tl.zeros([BC], tl.float64)
     bad = tl.zeros([BC], tl.int32)
     for n in range(part * chunk, tl.minimum(part * chunk + chunk, samples)):

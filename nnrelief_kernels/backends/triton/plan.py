@@ -37,15 +37,18 @@ class Blocks:
     """What an architecture's registers and matrix units ask for."""
 
     threads: int  # of a program of lags.py and gram.py; each holds one map, or one tile of it
-    filters: int  # of one phase 2 step: its features take 64 x filters values
+    columns: int  # of a tile of lags.py: a thread keeps three rows of it
+    filters: int  # of one step of phase 2
     precision: str  # of the products with the weight features
 
 
 def blocks(target: Target) -> Blocks:
-    """The table: chips with tf32 units take three tf32 products for a float32 one, CDNA has float32 matrix units."""
+    """The table. Chips with tf32 units take three tf32 products for a float32 one; CDNA has float32 matrix units."""
     if target.backend == "hip":
-        return Blocks(threads=128, filters=16, precision="ieee")
-    return Blocks(threads=128, filters=16, precision="tf32x3")
+        return Blocks(threads=128, columns=32, filters=16, precision="ieee")
+    if target.arch == 100:  # its tensor memory takes 64 rows and more from 4 warps, and the moves there would spill
+        return Blocks(threads=64, columns=16, filters=8, precision="tf32x3")
+    return Blocks(threads=128, columns=32 if target.arch == 90 else 16, filters=8, precision="tf32x3")
 
 
 @functools.cache
@@ -83,16 +86,16 @@ class Tiles:
     count: int
 
 
-def lag_tiles(geometry: ConvGeometry) -> Tiles:
+def lag_tiles(geometry: ConvGeometry, blocks: Blocks) -> Tiles:
     width = three(geometry.size, 1)[2]
-    count = power_of_two(ceil_div(width, 32))
+    count = power_of_two(ceil_div(width, blocks.columns))
     return Tiles(ceil_div(width, count), count)
 
 
-def lags_serve(geometry: ConvGeometry) -> bool:
+def lags_serve(geometry: ConvGeometry, blocks: Blocks) -> bool:
     kernel, stride, dilation = three(geometry.kernel, 1), three(geometry.stride, 1), three(geometry.dilation, 1)
     depth, height, width = three(geometry.size, 1)
-    tiles = lag_tiles(geometry)
+    tiles = lag_tiles(geometry, blocks)
     last = width - (tiles.count - 1) * tiles.width
     return (
         kernel[0] == depth == 1
@@ -105,14 +108,14 @@ def lags_serve(geometry: ConvGeometry) -> bool:
     )
 
 
-def conv_path(weight: Tensor, acts: Tensor, geometry: ConvGeometry, variant: str) -> str:
+def conv_path(weight: Tensor, acts: Tensor, geometry: ConvGeometry, variant: str, target: Target) -> str:
     if variant != "paper":
         return "mean map"
     if torch.float64 in (weight.dtype, acts.dtype):
         return "float64 maps"
     if geometry.taps == 1:
         return "norms"
-    if lags_serve(geometry):
+    if lags_serve(geometry, blocks(target)):
         return "lags"
     return "gram" if geometry.taps <= LAG_TAPS**2 else "matrix"
 
@@ -148,7 +151,7 @@ def sample_block(path: str, samples: int, geometry: ConvGeometry, blocks: Blocks
     """Samples of a program's tile on one of the paths with features."""
     if path == "matrix":
         return 1
-    return samples_at_once(samples, lag_tiles(geometry).count if path == "lags" else lanes_of_map(geometry), blocks)
+    return samples_at_once(samples, lag_tiles(geometry, blocks).count if path == "lags" else lanes_of_map(geometry), blocks)
 
 
 def lanes_of_map(geometry: ConvGeometry) -> int:
@@ -156,13 +159,8 @@ def lanes_of_map(geometry: ConvGeometry) -> int:
     return min(8, power_of_two(geometry.positions))
 
 
-def matrix_outputs(taps: int) -> int:
-    """Outputs that matrix.py gathers at a time."""
-    return 64 if taps <= 32 else 32
-
-
 def matrix_warps(taps: int) -> int:
-    return 4 if taps <= 32 else 8
+    return 4 if taps <= 16 else 8
 
 
 @dataclass(frozen=True)
@@ -172,10 +170,10 @@ class NormBlocks:
 
 
 def norm_blocks(channels: int, positions: int, order: str) -> NormBlocks:
-    """A tile of norms.py: 4096 pixels, of long rows where pixels are neighbours, of many channels where those are."""
-    longest = 64 if order == "channels last" else 1024
+    """A tile of norms.py: of long rows where pixels are neighbours, of many channels where those are."""
+    pixels, longest = {"rows": (2048, 1024), "channels last": (4096, 64), "any": (1024, 256)}[order]
     width = min(longest, power_of_two(positions))
-    return NormBlocks(min(4096 // width, power_of_two(channels)), width)
+    return NormBlocks(min(pixels // width, power_of_two(channels)), width)
 
 
 COLUMN_TILE = 4096  # elements

@@ -33,7 +33,7 @@ def conv_launches(
     weight: Tensor, acts: Tensor, geometry: ConvGeometry, variant: str, out: Tensor, target: plan.Target
 ) -> Iterator[Launch]:
     """In the order they are to run; the buffers of one are made when it is its turn."""
-    path = plan.conv_path(weight, acts, geometry, variant)
+    path = plan.conv_path(weight, acts, geometry, variant, target)
     if path == "mean map":
         yield from mean_launches(weight, acts, geometry, variant, out)
         return
