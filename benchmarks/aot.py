@@ -9,6 +9,8 @@ memory floor, per layer. A prediction, not a measurement; `ASSUMPTIONS` says und
 from __future__ import annotations
 
 import argparse
+import csv
+import math
 import re
 import subprocess
 import sys
@@ -197,20 +199,153 @@ def _all(dtypes: tuple[str, ...]) -> dict[str, tuple[str, Launch, plan.Target]]:
     return _CACHE[dtypes]
 
 
+BANDWIDTH, MULTIPROCESSORS, CLOCK = 3.35e12, 132, 1.755e9
+REACHED_BANDWIDTH, REACHED_ISSUE, LAUNCH = 0.9, 0.8, 2e-6
+ASSUMPTIONS = f"""\
+Predicted, not measured. For an H100 SXM by its data sheet: {BANDWIDTH / 1e12} TB/s, {MULTIPROCESSORS} multiprocessors of 4
+schedulers, {CLOCK / 1e9} GHz. The floor is the bytes of the activations over that bandwidth. A launch takes
+{LAUNCH * 1e6:.0f} us and the longer of two: its bytes at {REACHED_BANDWIDTH:.0%} of the bandwidth, and its instructions,
+counted in the machine code loop by loop, at {REACHED_ISSUE:.0%} of one per cycle and scheduler on the multiprocessor that
+gets most programs. Latencies and bank conflicts that warps do not hide are left out; no map is taken to be out of
+float32's safe range."""
+
+
+def trips(launch: Launch) -> list[int]:
+    """How often a program goes through each loop of its kernel, in the order of the source."""
+    a = launch.arguments
+
+    def ceil(name: str, step: int) -> int:
+        return plan.ceil_div(a[name], step)
+
+    if launch.kernel.__name__ == "lags_kernel":
+        return [ceil("chunk", a["BN"]), a["height"], ceil("filters", a["BJ"])]
+    if launch.kernel.__name__ in ("gram_kernel", "matrix_kernel"):
+        block, step, span = (a["BN"], a["LP"], 64 * a["LP"]) if "LP" in a else (1, a["BL"], 512)
+        spans = ceil("positions", span)
+        return [ceil("chunk", block), spans, plan.ceil_div(ceil("positions", step), spans), ceil("filters", a["BJ"])]
+    if launch.kernel.__name__ == "norms_kernel":
+        aligned = a["ALIGN"] if a["ORDER"] == "rows" else 1
+        return [a["chunk"], plan.ceil_div(a["positions"] * aligned, a["BL"])]
+    if launch.kernel.__name__ == "finish_kernel":
+        return [ceil("parts", a["BP"]), 0, 0, 0, 0]
+    if launch.kernel.__name__ == "columns_kernel":
+        spans = ceil("chunk", 64 * a["BR"])
+        return [spans, plan.ceil_div(ceil("chunk", a["BR"]), spans)]
+    return [a["parts"]]
+
+
+def instructions(launch: Launch, code: Loop) -> float:
+    """Of one warp of one program; NaN where the compiler has made other loops of the source's."""
+    counts = trips(launch)
+    if len(list(code.in_order())) != len(counts) + 1:
+        return math.nan
+    remaining = iter(counts)
+
+    def total(loop: Loop) -> float:
+        return sum(loop.operations.values()) + sum(next(remaining) * total(inner) for inner in loop.inside)
+
+    return total(code)
+
+
+def predicted(launch: Launch, binary: Binary, moved: float) -> float:
+    """Seconds of a launch that moves so many bytes."""
+    programs = plan.ceil_div(launch.programs, MULTIPROCESSORS)
+    issued = programs * launch.num_warps * instructions(launch, binary.code)
+    return LAUNCH + max(moved / (BANDWIDTH * REACHED_BANDWIDTH), issued / (4 * CLOCK * REACHED_ISSUE))
+
+
+def occupancy(launch: Launch, binary: Binary) -> float:
+    """Of sm_90's 64 warps per multiprocessor."""
+    registers = 65536 // (-(-binary.registers // 8) * 8 * 32 * launch.num_warps)
+    return min(registers, 64 // launch.num_warps, 233472 // (binary.shared + 1024), 32) * launch.num_warps / 64
+
+
+def inner_loop(launch: Launch, binary: Binary) -> tuple[float, ...]:
+    """Instructions, loads, multiply-adds and dots of the loop over pixels, per pixel that a thread has in it."""
+    a = launch.arguments
+    loops = list(binary.code.in_order())
+    which = {"lags_kernel": 2, "gram_kernel": 3, "matrix_kernel": 3, "norms_kernel": 2}.get(launch.kernel.__name__)
+    if which is None or len(loops) != len(trips(launch)) + 1:
+        return ()
+    threads = 32 * launch.num_warps
+    pixels = {"lags_kernel": a.get("TW"), "gram_kernel": 1, "matrix_kernel": a.get("BL", 0) / threads}.get(
+        launch.kernel.__name__, a.get("BC", 0) * a.get("BL", 0) / threads
+    )
+    kinds = ("", "LDG", ("FFMA", "FMUL"), ("HMMA", "HGMMA"))
+    counts = (sum(n for name, n in loops[which].operations.items() if name.startswith(kind)) for kind in kinds)
+    return tuple(count / pixels for count in counts)
+
+
+def report(binaries: dict[tuple[Any, ...], Binary], dtypes: list[str], out: Path) -> None:
+    """binaries.csv, layers.csv and report.md."""
+    chip = next(target for target in chips() if target.arch == 90)
+    layers = []
+    for name in SUITES:
+        network = suite(name, device="cuda")
+        for layer in network.layers:
+            for dtype in dtypes:
+                size = layer.bytes(network.samples, DTYPES[dtype])
+                seconds = 0.0
+                made = launches(layer, network.samples, DTYPES[dtype], chip)
+                for number, launch in enumerate(made):
+                    sums = launch.arguments["sums"]
+                    moved = size * (number == 0) + sums.numel() * sums.element_size()
+                    seconds += predicted(launch, binaries[identity(launch, chip)], moved)
+                floor = size / BANDWIDTH
+                kernel = made[0].kernel.__name__.removesuffix("_kernel")
+                layers.append(
+                    [name, layer.name, dtype, kernel, math.prod(layer.size), floor * 1e6, seconds * 1e6, floor / seconds]
+                )
+    rows = []
+    for (label, launch, target), binary in zip(configurations(dtypes).values(), binaries.values()):
+        tile = {k: v for k, v in launch.arguments.items() if k in ("TW", "TILES", "BN", "LP", "BC", "BL", "TP", "ORDER")}
+        inner = inner_loop(launch, binary) if binary.code else ()
+        shape = " ".join(f"{k}={v}" for k, v in tile.items())
+        row = [launch.kernel.__name__, f"{target.backend}:{target.arch}", label, shape, launch.num_warps]
+        row += [binary.registers, binary.spills, binary.shared, f"{occupancy(launch, binary):.0%}" if binary.code else ""]
+        rows.append([*row, *(f"{value:.2f}" for value in inner)])
+    out.mkdir(parents=True, exist_ok=True)
+    kernel_columns = ["kernel", "chip", "first needed by", "tile", "warps", "registers", "spilled bytes", "shared bytes",
+                      "occupancy", "instructions per pixel", "loads", "multiply-adds", "dots"]  # fmt: skip
+    layer_columns = ["suite", "layer", "dtype", "kernel", "pixels", "floor us", "predicted us", "floor / predicted"]
+    for name, header, body in (("binaries", kernel_columns, rows), ("layers", layer_columns, layers)):
+        with open(out / f"{name}.csv", "w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([header, *body])
+    lines = [
+        f"# The Triton kernels ahead of time (triton {triton.__version__}, torch {torch.__version__})",
+        "",
+        ASSUMPTIONS,
+        "",
+    ]
+    lines += [f"All {len(rows)} binaries for {len(SHARED)} chips are in binaries.csv; sm_90's:", ""]
+    lines += _table(kernel_columns[:1] + kernel_columns[2:], [row[:1] + row[2:] for row in rows if row[1] == "cuda:90"])
+    lines += ["", "Layers, at the batch sizes of the suites on a GPU:", ""]
+    lines += _table(layer_columns, [[*row[:5], *(f"{x:.1f}" for x in row[5:7]), f"{row[7]:.0%}"] for row in layers])
+    (out / "report.md").write_text("\n".join(lines) + "\n")
+
+
+def _table(header: list[str], rows: list[list[Any]]) -> list[str]:
+    full = [row + [""] * (len(header) - len(row)) for row in rows]
+    return ["| " + " | ".join(map(str, row)) + " |" for row in (header, ["---"] * len(header), *full)]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32", "bfloat16"])
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="folder for the report")
     arguments = parser.parse_args()
     jobs = _all(tuple(arguments.dtypes))
     failures = 0
     print(f"triton {triton.__version__}: {len(jobs)} binaries")
     with ProcessPoolExecutor(arguments.jobs) as pool:
-        binaries = pool.map(_work, [(key, arguments.dtypes) for key in jobs])
-        for (label, launch, target), binary in zip(jobs.values(), binaries):
-            if why := check(binary, target):
-                failures += 1
-                print(f"{launch.kernel.__name__} for {target.backend}:{target.arch} ({label}): {why}")
+        binaries = list(pool.map(_work, [(key, arguments.dtypes) for key in jobs]))
+    for (label, launch, target), binary in zip(jobs.values(), binaries):
+        if why := check(binary, target):
+            failures += 1
+            print(f"{launch.kernel.__name__} for {target.backend}:{target.arch} ({label}): {why}")
+    if arguments.out:
+        report(dict(zip(configurations(arguments.dtypes), binaries)), arguments.dtypes, arguments.out)
     return 1 if failures else 0
 
 
