@@ -4,15 +4,17 @@ TORCH ?= torch
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+TRITON_OLDEST := .triton36
+OUT ?= benchmarks/results/gpu
 DOCTESTS := $(addprefix nnrelief_kernels/,scoring.py selection.py magnitude.py)
 
-.PHONY: demo test bench sanitize lint format clean
+.PHONY: demo test bench sanitize aot-report gpu lint format clean
 
 demo: $(STAMP)
 	$(BIN)/nnrelief info
 	$(BIN)/nnrelief demo --out demo
 
-test: $(STAMP)
+test: $(STAMP) $(TRITON_OLDEST)
 	$(BIN)/python -m pytest tests benchmarks/test_suites.py benchmarks/test_memory.py $(DOCTESTS)
 
 bench: $(STAMP)
@@ -29,6 +31,17 @@ sanitize: $(STAMP)
 		$(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
 	cd build/sanitize && ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		$(CURDIR)/$(BIN)/python -m pytest tests/test_cpu.py tests/test_scoring.py -k "not torch and not million"
+
+# Registers, shared memory and predicted times of the Triton kernels; needs no GPU.
+aot-report: $(STAMP)
+	$(BIN)/python -m benchmarks.aot --out benchmarks/results/aot
+
+# On a machine with a GPU, torch, triton, pytest and nvcc, without network: `make gpu PYTHON=python3 OUT=folder`.
+gpu:
+	$(PYTHON) setup.py build_ext --inplace
+	$(PYTHON) -m pytest -m gpu tests/gpu
+	$(PYTHON) -m benchmarks --device cuda --suite all --dtype float32 --out $(OUT)/float32
+	$(PYTHON) -m benchmarks --device cuda --suite all --dtype bfloat16 --out $(OUT)/bfloat16
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -49,5 +62,9 @@ $(STAMP): pyproject.toml setup.py $(wildcard csrc/*)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
 	touch $@
 
+# The oldest supported Triton, for the tests that compile and interpret the kernels, beside the one that torch brings.
+$(TRITON_OLDEST): $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ "triton==3.6.*"
+
 clean:
-	rm -rf $(VENV) build demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis nnrelief_kernels/*.so
+	rm -rf $(VENV) $(TRITON_OLDEST) .triton_cache build demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis nnrelief_kernels/*.so

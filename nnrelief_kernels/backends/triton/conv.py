@@ -1,0 +1,112 @@
+"""What the kernels share: a convolution in numbers, a launch, and where a kernel element meets the map."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...geometry import ConvGeometry
+from .plan import three
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel with all its arguments: to be run, or to be compiled ahead of time for tensors that hold nothing."""
+
+    kernel: Any
+    programs: int
+    arguments: dict[str, Any]
+    num_warps: int = 4
+
+    def options(self, backend: str) -> dict[str, Any]:
+        """No software pipeline (lags.py fetches ahead by itself, the others have enough warps), and all registers: ptxas
+        would spill some for an occupancy that these kernels do not need."""
+        registers = {"maxnreg": 255} if backend == "cuda" else {}
+        return {"num_warps": self.num_warps, "num_stages": 1, "enable_fp_fusion": True, **registers}
+
+    def run(self) -> None:
+        self.kernel[(self.programs,)](**self.arguments, **self.options("hip" if torch.version.hip else "cuda"))
+
+
+class Call:
+    """A convolution as the kernels take it: every map has three dimensions, the leading ones of size 1 where it has fewer."""
+
+    def __init__(self, weight: Tensor, acts: Tensor, geometry: ConvGeometry) -> None:
+        self.weight, self.acts, self.geometry = weight, acts, geometry
+        self.samples, self.channels = acts.shape[:2]
+        self.filters, self.per_group = weight.shape[0] // geometry.groups, weight.shape[1]
+        self.kernel = three(geometry.kernel, 1)
+        self.out, self.size = three(geometry.out, 1), three(geometry.size, 1)
+        self.x_strides = dict(zip(("xd", "xh", "xw"), three(acts.stride()[2:], 0)))
+        self.x_strides |= {"xn": acts.stride(0), "xc": acts.stride(1)}
+
+    @property
+    def weight_strides(self) -> dict[str, int]:
+        strides = self.weight.stride()
+        return {"wj": strides[0], "wi": strides[1], **dict(zip(("wd", "wh", "ww"), three(strides[2:], 0)))}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Runtime sizes of the maps."""
+        sizes = dict(zip(("depth", "height", "width"), self.size))
+        return sizes | {"positions": math.prod(self.out), "height_out": self.out[1], "width_out": self.out[2]}
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """What of the geometry the kernels are compiled for."""
+        before = three(tuple(p for p, _ in self.geometry.padding), 0)
+        padded = any(p for pads in self.geometry.padding for p in pads)
+        return {
+            "KERNEL": self.kernel,
+            "STRIDE": three(self.geometry.stride, 1),
+            "PADDING": before,
+            "DILATION": three(self.geometry.dilation, 1),
+            "MODE": self.geometry.padding_mode if padded else "zeros",
+        }
+
+
+@triton.jit
+def own_place(count):
+    """This program's id as (id // count, id % count), in the 64 bits that offsets are made of."""
+    program = tl.program_id(0)
+    return (program // count).to(tl.int64), (program % count).to(tl.int64)
+
+
+@triton.jit
+def source(position, size, MODE: tl.constexpr):
+    """Where a position in or around a map of `size` reads it, and whether it does."""
+    if MODE == "zeros":
+        return position, (position >= 0) & (position < size)
+    elif MODE == "replicate":
+        return tl.minimum(tl.maximum(position, 0), size - 1), position == position
+    elif MODE == "circular":  # the padding is at most `size`
+        return (position + size) % size, position == position
+    else:
+        return size - 1 - tl.abs(size - 1 - tl.abs(position)), position == position
+
+
+@triton.jit
+def pixel(
+    output, tap, height_out, width_out, depth, height, width, xd, xh, xw,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr, MODE: tl.constexpr,
+):  # fmt: skip
+    """Offset in the map of what kernel element `tap` meets at output position `output`, and whether it is in the map."""
+    d, inside_d = source(output // (height_out * width_out) * STRIDE[0] + tap // (KERNEL[1] * KERNEL[2]) * DILATION[0]
+                         - PADDING[0], depth, MODE)  # fmt: skip
+    h, inside_h = source(output // width_out % height_out * STRIDE[1] + tap // KERNEL[2] % KERNEL[1] * DILATION[1]
+                         - PADDING[1], height, MODE)  # fmt: skip
+    w, inside_w = source(output % width_out * STRIDE[2] + tap % KERNEL[2] * DILATION[2] - PADDING[2], width, MODE)
+    return d.to(tl.int64) * xd + h.to(tl.int64) * xh + w.to(tl.int64) * xw, inside_d & inside_h & inside_w
+
+
+@triton.jit
+def kernel_element(tap, KERNEL: tl.constexpr, wd, wh, ww):
+    """Offset of element `tap` of a kernel."""
+    d, h, w = tap // (KERNEL[1] * KERNEL[2]), tap // KERNEL[2] % KERNEL[1], tap % KERNEL[2]
+    return tl.cast(d, tl.int64) * wd + tl.cast(h, tl.int64) * wh + tl.cast(w, tl.int64) * ww

@@ -1,0 +1,107 @@
+"""The second step: adds what the programs of the first left, in a fixed order, and scores again what float32 could not.
+
+A program owns a channel and BJ filters. For a chunk of samples whose flag is up, or for every chunk where nothing else ran
+(float64 inputs, and the one mean map of "norm_of_mean" and "l1"), it forms the feature maps themselves in float64, a tile
+of outputs at a time. No flag reaches the host.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import plan
+from .conv import Call, Launch, kernel_element, own_place, pixel
+
+SIZES = ("samples", "chunk", "parts", "channels", "filters", "per_group", "positions", "height_out", "width_out", "depth",
+         "height", "width", "xn", "xc", "xd", "xh", "xw", "wj", "wi", "wd", "wh", "ww", "blocks", "first")  # fmt: skip
+
+
+@triton.jit
+def root(y):
+    """sqrt(y) of float64 y >= 0 by Newton's method: Triton's own calls a function, and its stack frame spills registers."""
+    half = (((y.to(tl.int64, bitcast=True) >> 52) & 2047) - 1023) >> 1
+    y_scaled = y * ((1023 - 2 * half) << 52).to(tl.float64, bitcast=True)  # in [1, 4)
+    z = tl.rsqrt(y_scaled.to(tl.float32)).to(tl.float64)
+    z = z * (1.5 - 0.5 * y_scaled * z * z)
+    z = z * (1.5 - 0.5 * y_scaled * z * z)
+    result = y_scaled * z * ((1023 + half) << 52).to(tl.float64, bitcast=True)
+    return tl.where((y > 0) & (y < float("inf")), result, y)
+
+
+@triton.jit
+def map_norms(
+    map_n, kernels, j, filters, positions, height_out, width_out, depth, height, width, xd, xh, xw, wj, wd, wh, ww,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr, MODE: tl.constexpr,
+    ORDER: tl.constexpr, BL: tl.constexpr,
+):  # fmt: skip
+    """|| |K_j| * |x| || of one map, float64 [BJ]: the 2-norm, or for ORDER 1 the sum."""
+    total = tl.zeros([j.shape[0]], tl.float64)
+    for begin in range(0, positions, BL):
+        output = begin + tl.arange(0, BL)
+        y = tl.zeros([j.shape[0], BL], tl.float64)
+        for tap in range(0, KERNEL[0] * KERNEL[1] * KERNEL[2]):
+            at, inside = pixel(output, tap, height_out, width_out, depth, height, width, xd, xh, xw,
+                               KERNEL, STRIDE, PADDING, DILATION, MODE)  # fmt: skip
+            u = tl.abs(tl.load(map_n + at, inside & (output < positions), 0.0).to(tl.float64))  # [BL]
+            at_j = kernels + kernel_element(tap, KERNEL, wd, wh, ww) + j.to(tl.int64) * wj
+            v = tl.abs(tl.load(at_j, j < filters, 0.0).to(tl.float64))  # [BJ]
+            y += v[:, None] * u[None, :]
+        total += tl.sum(y * y if ORDER == 2 else y, 1)
+    return root(total) if ORDER == 2 else total
+
+
+@triton.jit(do_not_specialize=SIZES)
+def finish_kernel(
+    x, weight, sums, flags, out,
+    samples, chunk, parts, channels, filters, per_group, blocks, first,
+    positions, height_out, width_out, depth, height, width, xn, xc, xd, xh, xw, wj, wi, wd, wh, ww,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr, MODE: tl.constexpr,
+    ORDER: tl.constexpr, FIRST: tl.constexpr, BJ: tl.constexpr, BL: tl.constexpr, BP: tl.constexpr,
+):  # fmt: skip
+    """out [filters of all groups, per_group]. FIRST: what ran before left sums per "filter", per "channel", or "nothing"."""
+    local, block = own_place(blocks)
+    channel = first + local  # `x` begins at channel `first`
+    j = block * BJ + tl.arange(0, BJ)  # [BJ]
+    group = (channel.to(tl.int32) // per_group).to(tl.int64)
+    member = channel - group * per_group
+    kernels = weight + group * filters * wj + member * wi
+    total = tl.zeros([BJ], tl.float64)
+    if FIRST == "nothing":
+        for n in range(0, samples):
+            total += map_norms(x + n * xn + local * xc, kernels, j, filters, positions, height_out, width_out,
+                               depth, height, width, xd, xh, xw, wj, wd, wh, ww,
+                               KERNEL, STRIDE, PADDING, DILATION, MODE, ORDER, BL)  # fmt: skip
+    else:
+        for first_part in range(0, parts, BP):
+            part = first_part + tl.arange(0, BP)
+            raised = tl.load(flags + part * channels + channel, part < parts, 0).to(tl.int32)  # [BP]
+            valid = (part < parts) & (raised == 0)
+            if FIRST == "filter":
+                at = sums + ((part * channels + channel) * filters)[:, None] + j[None, :]
+                total += tl.sum(tl.load(at, valid[:, None] & (j < filters)[None, :], 0.0).to(tl.float64), 0)
+            else:
+                w = tl.abs(tl.load(kernels + j * wj, j < filters, 0.0).to(tl.float64))
+                total += tl.sum(tl.load(sums + part * channels + channel, valid, 0.0).to(tl.float64), 0) * w
+            if tl.sum(raised, 0) > 0:
+                for p in range(first_part, tl.minimum(first_part + BP, parts)):
+                    if tl.load(flags + p * channels + channel).to(tl.int32) != 0:
+                        for n in range(p * chunk, tl.minimum(p * chunk + chunk, samples)):
+                            total += map_norms(x + n * xn + local * xc, kernels, j, filters, positions, height_out, width_out,
+                                               depth, height, width, xd, xh, xw, wj, wd, wh, ww,
+                                               KERNEL, STRIDE, PADDING, DILATION, MODE, ORDER, BL)  # fmt: skip
+    tl.store(out + (group * filters + j) * per_group + member, total, j < filters)
+
+
+def launch(
+    call: Call, chunks: plan.Chunks, sums: Tensor, flags: Tensor, out: Tensor, before: str, order: int = 2, first: int = 0
+) -> Launch:
+    """out [C_out, per_group]; `sums` and `flags` as the kernel that came `before` fills them."""
+    blocks = plan.ceil_div(call.filters, 32)
+    arguments = {
+        "x": call.acts, "weight": call.weight, "sums": sums, "flags": flags, "out": out,
+        "samples": call.samples, "chunk": chunks.size, "parts": chunks.count, "channels": call.channels,
+        "filters": call.filters, "per_group": call.per_group, "blocks": blocks, "first": first,
+        **call.sizes, **call.x_strides, **call.weight_strides, **call.constants,
+        "ORDER": order, "FIRST": before, "BJ": 32, "BL": 32, "BP": 32,
+    }  # fmt: skip
+    return Launch(finish_kernel, call.channels * blocks, arguments)

@@ -1,0 +1,104 @@
+"""Phase 2, shared by the fused kernels: from the features of maps to the sums of their norms.
+
+The squared norm of a feature map is a quadratic form, || |K_ij| * |x_ni| ||² = sum_{a<=b} g_ab f_ab, with g_ab a feature of
+the map and f_ab = v_a v_b (doubled for a < b) one of the kernel, v = |K_ij|. f is built on chip from the weights: a table of
+it would be larger than the layer. Features stand in the order (0,0), (0,1), ..., (1,1), ...
+
+Range. v is divided by a power of two near its peak; g is as it came, since |x| is read once. What float32 may have lost is
+found afterwards. Squares of |x| >= 2^-30 and their products with squares of v >= 2^-25 of its peak are normal numbers. Where
+a map or a kernel holds something smaller, what vanished is below 2^-100, so a norm is trusted whose square is above 2^-80
+(times the largest feature, if that is above 1). Features must stay below 2^100. A program with a norm that fails, as one
+with NaN or Inf does, raises its flag, and finish.py scores its maps once more in float64.
+"""
+
+import triton
+import triton.language as tl
+
+from .conv import kernel_element
+
+LARGEST = tl.constexpr(2.0**100)
+LEAST = tl.constexpr(2.0**-80)
+SMALL_WEIGHT = tl.constexpr(2.0**-25)
+SMALL_BITS = tl.constexpr((127 - 30) << 23)  # the bits of 2^-30
+TF32 = tl.constexpr(-(1 << 13))  # the bits that tf32 keeps
+
+
+@triton.jit
+def small(x, least):
+    """The running least of x > 0, as float32 bits less 1: 0 becomes the largest of them. `least` starts at 2^32 - 1."""
+    return tl.minimum(least, (x.to(tl.int32, bitcast=True) - 1).to(tl.uint32, bitcast=True))
+
+
+@triton.jit
+def normalised(v, AXIS: tl.constexpr):
+    """v over 2^e, 2^e <= its peak along AXIS < 2^(e+1), with 2^e in float64; whether v holds something small; its peak."""
+    peak = tl.max(v, AXIS)
+    exponent = tl.minimum(tl.maximum((peak.to(tl.int32, bitcast=True) >> 23) & 255, 1), 253)
+    scale = ((exponent.to(tl.int64) + (1023 - 127)) << 52).to(tl.float64, bitcast=True)
+    v = v * tl.expand_dims(((254 - exponent) << 23).to(tl.float32, bitcast=True), AXIS)
+    return v, scale, tl.min(tl.where(v > 0, v, 1.0), AXIS) < SMALL_WEIGHT, peak
+
+
+@triton.jit
+def upper(x):
+    """x cut to tf32."""
+    return (x.to(tl.int32, bitcast=True) & TF32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def product(a, b, total, PRECISION: tl.constexpr):
+    """total + a @ b; "tf32x3" keeps 20 bits of each factor."""
+    if PRECISION == "tf32x3":
+        high_a, high_b = upper(a), upper(b)
+        total = tl.dot(a - high_a, high_b, total, input_precision="tf32")
+        total = tl.dot(high_a, b - high_b, total, input_precision="tf32")
+        return tl.dot(high_a, high_b, total, input_precision="tf32")
+    else:
+        return tl.dot(a, b, total, input_precision=PRECISION)
+
+
+@triton.jit
+def pair(f, COUNT: tl.constexpr):
+    """The pair a <= b of 0..COUNT-1 that feature f stands for; beyond the last, any."""
+    a = f * 0
+    for i in tl.static_range(1, COUNT):
+        a += (f >= i * COUNT - i * (i - 1) // 2).to(tl.int32)
+    return a, f - (a * COUNT - a * (a - 1) // 2) + a
+
+
+@triton.jit
+def add_norms(
+    g,  # [BN, FP] features, 0 beyond the last sample
+    most,  # [BN] at least the largest feature
+    has_small,  # [BN] whether the map holds 0 < |x| < 2^-30
+    weight,  # of the channel, at its group's first filter
+    wj, wd, wh, ww,  # strides
+    sums,  # float64 [filters], this program's own
+    again,  # whether `sums` holds the norms of earlier samples
+    filters,
+    KERNEL: tl.constexpr, TP: tl.constexpr, FP: tl.constexpr, BJ: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """sums[j] += sum_n sqrt(g_n . f_j); 1 where a number was out of range, else 0."""
+    TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
+    feature = tl.arange(0, FP)
+    a, b = pair(feature, TAPS)  # [FP]
+    times = tl.where(feature < TAPS * (TAPS + 1) // 2, tl.where(a == b, 1.0, 2.0), 0.0)[:, None]
+    a = tl.broadcast_to(tl.minimum(a, TAPS - 1)[:, None], [FP, BJ])
+    b = tl.broadcast_to(tl.minimum(b, TAPS - 1)[:, None], [FP, BJ])
+    tap = tl.arange(0, TP)
+    at_tap = kernel_element(tap, KERNEL, wd, wh, ww)
+    bad = tl.max((~(most < LARGEST)).to(tl.int32), 0)
+    least = tl.maximum(most, 1.0) * LEAST  # [BN]
+    tl.debug_barrier()  # the sums loaded below may have been stored by another thread of this program
+    for j0 in range(0, filters, BJ):
+        j = j0 + tl.arange(0, BJ)
+        at = weight + at_tap[:, None] + j.to(tl.int64)[None, :] * wj
+        v = tl.abs(tl.load(at, (tap < TAPS)[:, None] & (j < filters)[None, :], 0.0).to(tl.float32))  # [TP, BJ]
+        v, scale, small_weight, peak = normalised(v, 0)
+        form = tl.gather(v, a, 0) * tl.gather(v, b, 0) * times  # [FP, BJ]
+        q = product(g, form, tl.zeros([g.shape[0], BJ], tl.float32), PRECISION)  # [BN, BJ]
+        doubtful = (q < least[:, None]) & (has_small[:, None] | small_weight[None, :]) & (peak > 0)[None, :]
+        bad |= tl.max(tl.max(doubtful.to(tl.int32), 1), 0)
+        earlier = tl.load(sums + j, (j < filters) & again, 0.0).to(tl.float64)
+        tl.store(sums + j, earlier + tl.sum(tl.sqrt(q), 0).to(tl.float64) * scale, j < filters)
+    return bad

@@ -1,0 +1,216 @@
+"""Convolutions of stride and dilation 1 with small 2-d kernels: the Gram features of a map from its lags, in one pass.
+
+    g_ab = sum over outputs (h, w) of |x[h + a_h - p, w + a_w - q]| |x[h + b_h - p, w + b_w - q]|        (p, q: the padding)
+
+is a sum of products |x[r, u]| |x[r + d, u + s]| of pixels at the lag (d, s) = b - a, over a window of (r, u) that depends on
+a. The windows of a lag differ in the map's first and last rows and columns alone, and where the padding is wide enough they
+are equal: the 45 features of a 3x3 kernel with padding 1 are 29 different sums of 13 products per pixel. A row's products are
+summed once per lag, a window adds the edge products it contains, and nothing is subtracted.
+
+A thread owns a column tile of one map, keeps its last rows in registers and reads each new row once: every lag is a product
+of registers. A program owns a channel and a chunk of samples. A float32 sum has at most TW + H terms.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import plan
+from .conv import Call, Launch, own_place
+from .forms import SMALL_BITS, add_norms, small
+
+
+@triton.constexpr_function
+def excluded(a, shift, kernel, before, after):
+    """How many of the first and last pixels that have a partner at `shift` the window of tap `a` leaves out."""
+    return max(0, a - before), max(0, kernel - 1 - shift - a - after)
+
+
+@triton.constexpr_function
+def distinct(kernel, pads):
+    """The different sums (d, s, rows excluded, columns excluded), and for every feature a <= b the sum it is."""
+    (height, width), (top, bottom, left, right) = kernel, pads
+    sums, features = {}, []
+    taps = [(h, w) for h in range(height) for w in range(width)]
+    for i, (ah, aw) in enumerate(taps):
+        for bh, bw in taps[i:]:
+            d, s = bh - ah, bw - aw
+            rows = excluded(ah, d, height, top, bottom)
+            cols = excluded(min(aw, bw), abs(s), width, left, right)
+            features.append(sums.setdefault((d, s, *rows, *cols), len(sums)))
+    return list(sums), features
+
+
+@triton.constexpr_function
+def sum_count(kernel, pads):
+    return len(distinct(kernel, pads)[0])
+
+
+@triton.constexpr_function
+def sum_at(kernel, pads, i):
+    return distinct(kernel, pads)[0][i]
+
+
+@triton.constexpr_function
+def sum_of_feature(kernel, pads, f):
+    return distinct(kernel, pads)[1][f]
+
+
+@triton.jit
+def columns(x, BM: tl.constexpr, WIDTH: tl.constexpr):
+    """[BM, WIDTH] as WIDTH tensors [BM]."""
+    if WIDTH == 1:
+        return (x.reshape(BM),)
+    else:
+        left, right = x.reshape(BM, 2, WIDTH // 2).permute(0, 2, 1).split()
+        return columns(left, BM, WIDTH // 2) + columns(right, BM, WIDTH // 2)
+
+
+@triton.jit
+def joined(parts, COUNT: tl.constexpr):
+    """COUNT tensors [BM] as [BM, 2, ..., 2], the last dimensions counting the parts in binary."""
+    if COUNT == 1:
+        return parts[0]
+    else:
+        pairs = ()
+        for i in tl.static_range(COUNT // 2):
+            pairs = pairs + (tl.join(parts[i], parts[COUNT // 2 + i]),)
+        return joined(pairs, COUNT // 2)
+
+
+@triton.jit
+def window_sum(
+    rows, SUM: tl.constexpr, first, last, r, height,
+    KERNEL: tl.constexpr, PADS: tl.constexpr, WIDTH: tl.constexpr, TW: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    """What the newest row `r` adds to the sum SUM = (d, s, rows excluded, columns excluded), [BM].
+
+    `first` and `last`: whether a thread's tile is the first or last of its map.
+    """
+    D: tl.constexpr = SUM[0]
+    S: tl.constexpr = max(SUM[1], -SUM[1])
+    base, other = rows[D if SUM[1] >= 0 else 0], rows[0 if SUM[1] >= 0 else D]
+    END: tl.constexpr = WIDTH - (TILES - 1) * TW - S  # of the columns that have a partner, in the last tile
+    BEGIN: tl.constexpr = max(0, KERNEL[1] - 1 - S - PADS[2])  # of those that every window contains
+    RIGHT: tl.constexpr = max(BEGIN, END - max(0, KERNEL[1] - 1 - S - PADS[3]))
+    total = base[0] * 0.0
+    for u in tl.static_range(BEGIN, END if TILES == 1 else TW):
+        if u < RIGHT or u >= END:
+            total += base[u] * other[u + S]
+    for u in tl.static_range(0, min(BEGIN, END)):
+        if u >= SUM[4] and u < END - SUM[5]:
+            total += base[u] * other[u + S]
+        elif TILES > 1:
+            total += tl.where(first, 0.0, base[u] * other[u + S])
+    for u in tl.static_range(RIGHT, END):
+        if u >= SUM[4] and u < END - SUM[5]:
+            total += base[u] * other[u + S]
+        elif TILES > 1:
+            total += tl.where(last, 0.0, base[u] * other[u + S])
+    if SUM[2] > 0:
+        total = tl.where(r >= SUM[2] + D, total, 0.0)
+    if SUM[3] > 0:
+        total = tl.where(r < height - SUM[3], total, 0.0)
+    return total
+
+
+SIZES = ("samples", "chunk", "channels", "height", "filters", "per_group", "xn", "xc", "xh", "wj", "wi", "wh", "ww")
+
+
+@triton.jit(do_not_specialize=SIZES)
+def lags_kernel(
+    x, weight, sums, flags,
+    samples, chunk, channels, height, filters, per_group,
+    xn, xc, xh, xw, wj, wi, wh, ww,
+    KERNEL: tl.constexpr, PADS: tl.constexpr, WIDTH: tl.constexpr, TW: tl.constexpr, TILES: tl.constexpr,
+    ALIGN: tl.constexpr, BN: tl.constexpr, TP: tl.constexpr, FP: tl.constexpr, BJ: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """sums [chunks, channels, filters] and flags [chunks, channels] from x [samples, channels, height, WIDTH]."""
+    BM: tl.constexpr = BN * TILES
+    LOAD: tl.constexpr = triton.next_power_of_2(TW)
+    USED: tl.constexpr = TW + (KERNEL[1] - 1 if TILES > 1 else 0)
+    COUNT: tl.constexpr = sum_count(KERNEL, PADS)
+    TAPS: tl.constexpr = KERNEL[0] * KERNEL[1]
+    xn, xc, xh = xn.to(tl.int64) * ALIGN, xc.to(tl.int64) * ALIGN, xh.to(tl.int64) * ALIGN
+
+    part, channel = own_place(channels)
+    program = part * channels + channel
+    group = channel.to(tl.int32) // per_group
+    kernels = weight + group.to(tl.int64) * filters * wj + (channel - group * per_group) * wi
+    own_sums = sums + program * filters
+    tile = tl.arange(0, BM) % TILES
+    u, e = tl.arange(0, LOAD), LOAD + tl.arange(0, 2)
+    bad = tl.full([], 0, tl.int32)
+    for begin in range(part * chunk, tl.minimum(part * chunk + chunk, samples), BN):
+        n = begin + tl.arange(0, BM) // TILES
+        corner = x + channel * xc + n * xn + (tile * TW).to(tl.int64) * xw  # [BM]
+        at = corner[:, None] + u.to(tl.int64)[None, :] * xw  # [BM, LOAD]
+        inside = (n < samples)[:, None] & ((tile * TW)[:, None] + u[None, :] < WIDTH)
+        row = tl.load(at, inside, 0.0)
+        if USED > LOAD:
+            at_halo = corner[:, None] + e.to(tl.int64)[None, :] * xw  # [BM, 2]
+            inside_halo = (n < samples)[:, None] & ((tile * TW)[:, None] + e[None, :] < WIDTH)
+            halo = tl.load(at_halo, inside_halo, 0.0)
+
+        zero = tl.zeros([BM], tl.float32)
+        totals, least = (zero,) * COUNT, tl.full([BM], 0xFFFFFFFF, tl.uint32)
+        rows = ((zero,) * USED,) * KERNEL[0]  # the newest first
+        for r in range(0, height):
+            newest = columns(tl.abs(row.to(tl.float32)), BM, LOAD)
+            if USED > LOAD:
+                newest = newest + columns(tl.abs(halo.to(tl.float32)), BM, 2)
+            rows = (newest[:USED],) + rows[: KERNEL[0] - 1]
+            at += xh  # fetched while this row is used
+            row = tl.load(at, inside & (r + 1 < height), 0.0)
+            if USED > LOAD:
+                at_halo += xh
+                halo = tl.load(at_halo, inside_halo & (r + 1 < height), 0.0)
+            if x.dtype.element_ty != tl.float16:
+                for i in tl.static_range(TW):
+                    least = small(newest[i], least)
+            updated = ()
+            for i in tl.static_range(COUNT):
+                row_sum = window_sum(rows, sum_at(KERNEL, PADS, i), tile == 0, tile == TILES - 1, r, height,
+                                     KERNEL, PADS, WIDTH, TW, TILES)  # fmt: skip
+                updated = updated + (totals[i] + row_sum,)
+            totals = updated
+
+        most = zero
+        for i in tl.static_range(COUNT):
+            most = tl.maximum(most, totals[i], tl.PropagateNan.ALL)
+        features = ()
+        for i in tl.static_range(FP):
+            if i < TAPS * (TAPS + 1) // 2:
+                features = features + (totals[sum_of_feature(KERNEL, PADS, i)],)
+            else:
+                features = features + (zero,)
+        most = tl.sum(most.reshape(BN, TILES), 1)
+        g = tl.sum(joined(features, FP).reshape(BN, TILES, FP), 1)
+        has_small = tl.max((least < SMALL_BITS - 1).to(tl.int32).reshape(BN, TILES), 1) > 0
+        bad |= add_norms(g, most, has_small, kernels, wj, 0, wh, ww, own_sums, begin > part * chunk, filters,
+                         (1, KERNEL[0], KERNEL[1]), TP, FP, BJ, PRECISION)  # fmt: skip
+    tl.store(flags + program, bad)
+
+
+def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor, flags: Tensor) -> Launch:
+    """sums float64 [chunks, channels, filters], flags int32 [chunks, channels]."""
+    blocks = plan.blocks(target)
+    tiles = plan.lag_tiles(call.geometry, blocks)
+    strides = {name: call.x_strides[name] for name in ("xn", "xc", "xh")}
+    align = 1
+    if call.x_strides["xw"] == 1:
+        align = plan.vector(call.acts, (*strides.values(), tiles.width, call.size[2]))
+    (_, *padding), taps = plan.three(call.geometry.padding, (0, 0)), call.geometry.taps
+    samples = plan.samples_at_once(call.samples, tiles.count, blocks)
+    arguments = {
+        "x": call.acts, "weight": call.weight, "sums": sums, "flags": flags,
+        "samples": call.samples, "chunk": chunks.size, "channels": call.channels, "height": call.size[1],
+        "filters": call.filters, "per_group": call.per_group,
+        **{name: stride // align for name, stride in strides.items()}, "xw": call.x_strides["xw"],
+        **{name: stride for name, stride in call.weight_strides.items() if name != "wd"},
+        "KERNEL": call.kernel[1:], "PADS": (*padding[0], *padding[1]),
+        "WIDTH": call.size[2], "TW": tiles.width, "TILES": tiles.count, "ALIGN": align, "BN": samples,
+        "TP": plan.power_of_two(taps), "FP": max(16, plan.power_of_two(taps * (taps + 1) // 2)), "BJ": blocks.filters,
+        "PRECISION": blocks.precision,
+    }  # fmt: skip
+    return Launch(lags_kernel, chunks.count * call.channels, arguments, max(1, samples * tiles.count // target.warp))

@@ -1,0 +1,189 @@
+"""Which kernel a call takes, and in what blocks: by shape and architecture, from the table below, never by trial."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...geometry import ConvGeometry
+
+PATHS = ("norms", "lags", "gram", "matrix", "float64 maps", "mean map")
+"""One of norms.py, lags.py, gram.py and matrix.py with finish.py behind it; finish.py alone; columns.py before it."""
+
+MOST_TAPS = 128  # of matrix.py: its Gram matrix stays in registers
+LAG_TAPS = 3  # per dimension, of lags.py; the features of 9 elements fill a 64-wide tile
+LAG_SIZE = 256  # of a map's sides: bounds the float32 sums and the tiles of one map
+PARTIAL_BYTES = 8 << 20  # of partial sums, wherever one chunk of samples does not already need more
+PROGRAMS = 2048  # that a launch tries to reach by cutting the samples into chunks: 8 and more per multiprocessor
+
+
+@dataclass(frozen=True)
+class Target:
+    """A chip, as Triton names it: ("cuda", 90, 32), ("hip", "gfx942", 64)."""
+
+    backend: str
+    arch: int | str
+    warp: int
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What an architecture's registers and matrix units ask for."""
+
+    threads: int  # of a program of lags.py and gram.py; each holds one map, or one tile of it
+    columns: int  # of a tile of lags.py: a thread keeps three rows of it
+    filters: int  # of one step of phase 2
+    precision: str  # of the products with the weight features
+
+
+def blocks(target: Target) -> Blocks:
+    """The table. Chips with tf32 units take three tf32 products for a float32 one; CDNA has float32 matrix units."""
+    if target.backend == "hip":
+        return Blocks(threads=128, columns=32, filters=16, precision="ieee")
+    if target.arch == 100:  # its tensor memory takes 64 rows and more from 4 warps, and the moves there would spill
+        return Blocks(threads=64, columns=16, filters=8, precision="tf32x3")
+    return Blocks(threads=128, columns=32 if target.arch == 90 else 16, filters=8, precision="tf32x3")
+
+
+@functools.cache
+def current_target(device_index: int | None) -> Target:
+    """The chip of a CUDA or ROCm device; for the interpreter, which has none, one whose plans are tested with it."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return Target("cuda", 90, 32)
+    from triton.runtime import driver
+
+    with torch.cuda.device(device_index):
+        found = driver.active.get_current_target()
+    return Target(found.backend, found.arch, found.warp_size)
+
+
+def three(values: tuple[Any, ...], fill: Any) -> tuple[Any, Any, Any]:
+    """One value per dimension of a map, as of a 3-d map with leading dimensions of size 1."""
+    d, h, w = (fill,) * (3 - len(values)) + values
+    return d, h, w
+
+
+def power_of_two(value: int) -> int:
+    """The least power of two that is not below `value`."""
+    return 1 << max(0, value - 1).bit_length()
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How lags.py cuts a map's rows: `count` tiles of `width` columns, the last of them narrower."""
+
+    width: int
+    count: int
+
+
+def lag_tiles(geometry: ConvGeometry, blocks: Blocks) -> Tiles:
+    width = three(geometry.size, 1)[2]
+    count = power_of_two(ceil_div(width, blocks.columns))
+    return Tiles(ceil_div(width, count), count)
+
+
+def lags_serve(geometry: ConvGeometry, blocks: Blocks) -> bool:
+    kernel, stride, dilation = three(geometry.kernel, 1), three(geometry.stride, 1), three(geometry.dilation, 1)
+    depth, height, width = three(geometry.size, 1)
+    tiles = lag_tiles(geometry, blocks)
+    last = width - (tiles.count - 1) * tiles.width
+    return (
+        kernel[0] == depth == 1
+        and max(kernel) <= LAG_TAPS
+        and max(height, width) <= LAG_SIZE
+        and stride == (1, 1, 1)
+        and all(k == 1 or d == 1 for k, d in zip(kernel, dilation))
+        and (geometry.padding_mode == "zeros" or not any(map(any, geometry.padding)))
+        and (tiles.count == 1 or last >= 2 * (kernel[2] - 1))  # the edge columns of a map lie in one tile
+    )
+
+
+def conv_path(weight: Tensor, acts: Tensor, geometry: ConvGeometry, variant: str, target: Target) -> str:
+    if variant != "paper":
+        return "mean map"
+    if torch.float64 in (weight.dtype, acts.dtype):
+        return "float64 maps"
+    if geometry.taps == 1:
+        return "norms"
+    if lags_serve(geometry, blocks(target)):
+        return "lags"
+    return "gram" if geometry.taps <= LAG_TAPS**2 else "matrix"
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """How the samples are cut: `count` chunks of `size` samples, each a program per channel."""
+
+    size: int
+    count: int
+
+
+def chunks(samples: int, block: int, programs: int, partial: int) -> Chunks:
+    """Chunks of whole blocks, so many that `programs` per chunk fill a chip and `partial` bytes per chunk stay few."""
+    most = max(1, min(ceil_div(PROGRAMS, programs), PARTIAL_BYTES // partial))
+    size = ceil_div(ceil_div(samples, block), most) * block
+    return Chunks(size, ceil_div(samples, size))
+
+
+def vector(x: Tensor, strides: tuple[int, ...]) -> int:
+    """How many neighbouring elements one load may take: what divides all strides, and the address, up to 16 bytes."""
+    item = x.element_size()
+    address = 0 if x.device.type == "meta" else x.data_ptr() // item
+    return math.gcd(16 // item, address, *strides)
+
+
+def samples_at_once(samples: int, lanes: int, blocks: Blocks) -> int:
+    """Samples of one program's tile where a map takes `lanes` threads: as many as there are threads for, 16 at least."""
+    return min(max(16, blocks.threads // lanes), max(16, power_of_two(samples)))
+
+
+def sample_block(path: str, samples: int, geometry: ConvGeometry, blocks: Blocks) -> int:
+    """Samples of a program's tile on one of the paths with features."""
+    if path == "matrix":
+        return 1
+    return samples_at_once(samples, lag_tiles(geometry, blocks).count if path == "lags" else lanes_of_map(geometry), blocks)
+
+
+def lanes_of_map(geometry: ConvGeometry) -> int:
+    """Threads of gram.py per map."""
+    return min(8, power_of_two(geometry.positions))
+
+
+def matrix_warps(taps: int) -> int:
+    return 4 if taps <= 16 else 8
+
+
+@dataclass(frozen=True)
+class NormBlocks:
+    channels: int
+    positions: int
+
+
+def norm_blocks(channels: int, positions: int, order: str) -> NormBlocks:
+    """A tile of norms.py: of long rows where pixels are neighbours, of many channels where those are."""
+    pixels, longest = {"rows": (2048, 1024), "channels last": (4096, 64), "any": (1024, 256)}[order]
+    width = min(longest, power_of_two(positions))
+    return NormBlocks(min(pixels // width, power_of_two(channels)), width)
+
+
+COLUMN_TILE = 4096  # elements
+
+
+def column_block(columns: int) -> int:
+    """Columns of one program of columns.py."""
+    return min(128, power_of_two(columns))
+
+
+def column_chunks(rows: int, columns: int) -> Chunks:
+    block = column_block(columns)
+    return chunks(rows, COLUMN_TILE // block, ceil_div(columns, block), 8 * columns)
