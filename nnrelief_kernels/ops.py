@@ -1,4 +1,7 @@
-"""The custom ops of the package: what torch.compile sees of a scoring call, whichever backend serves it."""
+"""The custom ops of the package: what torch.compile sees of a scoring call, whichever backend serves it.
+
+They are registered below `torch.library.custom_op`, whose wrappers for autograd cost a small layer more than its scores.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,16 @@ from torch import Tensor
 from .backends import choose, get, refusals_conv, refusals_linear, result_dtype
 from .geometry import ConvGeometry
 
+torch.library.define(
+    "nnrelief_kernels::score_conv",
+    "(Tensor weight, Tensor acts, int[] stride, int[] padding, int[] dilation, int groups, str padding_mode, str variant, "
+    "str backend) -> Tensor",
+)
+torch.library.define("nnrelief_kernels::score_linear", "(Tensor weight, Tensor acts, str backend) -> Tensor")
 
-@torch.library.custom_op("nnrelief_kernels::score_conv", mutates_args=())
-def conv_signal(
+
+@torch.library.impl("nnrelief_kernels::score_conv", "CompositeExplicitAutograd")
+def _conv_signal(
     weight: Tensor,
     acts: Tensor,
     stride: list[int],
@@ -35,8 +45,7 @@ def conv_signal(
     return get(name).score_conv(weight, acts, geometry, variant)
 
 
-@conv_signal.register_fake
-def _(
+def _conv_shape(
     weight: Tensor,
     acts: Tensor,
     stride: list[int],
@@ -50,13 +59,18 @@ def _(
     return acts.new_empty(weight.shape[:2], dtype=result_dtype(weight, acts))
 
 
-@torch.library.custom_op("nnrelief_kernels::score_linear", mutates_args=())
-def linear_signal(weight: Tensor, acts: Tensor, backend: str) -> Tensor:
+@torch.library.impl("nnrelief_kernels::score_linear", "CompositeExplicitAutograd")
+def _linear_signal(weight: Tensor, acts: Tensor, backend: str) -> Tensor:
     """Dispatch checked arguments to a backend."""
     name = choose(backend, refusals_linear(weight, acts))
     return get(name).score_linear(weight, acts)
 
 
-@linear_signal.register_fake
-def _(weight: Tensor, acts: Tensor, backend: str) -> Tensor:
+def _linear_shape(weight: Tensor, acts: Tensor, backend: str) -> Tensor:
     return acts.new_empty(weight.shape, dtype=result_dtype(weight, acts))
+
+
+torch.library.register_fake("nnrelief_kernels::score_conv", _conv_shape)
+torch.library.register_fake("nnrelief_kernels::score_linear", _linear_shape)
+conv_signal = torch.ops.nnrelief_kernels.score_conv.default
+linear_signal = torch.ops.nnrelief_kernels.score_linear.default
