@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import math
 import re
 import subprocess
@@ -38,6 +39,17 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 TRITON_TYPES = {
     torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32"
 }  # fmt: skip
+
+
+CORNERS = [
+    *(Layer(f"kernel {h}x{w}", (5, 2, h, w), (10, 9)) for h, w in ((1, 2), (2, 2), (2, 3), (4, 4), (8, 8))),
+    *(Layer(f"width {width}", (40, 2, 3, 3), (width, width), padding=1) for width in (3, 33, 200)),
+    *(Layer(f"stride {h}x{w}", (5, 2, h, w), (9, 9), 2) for h, w in ((1, 2), (3, 2))),
+    Layer("unpadded", (40, 2, 3, 3), (8, 8)),
+    Layer("1-d", (20, 2, 5), (300,)),
+    Layer("3-d", (20, 2, 3, 3, 3), (8, 8, 8), padding=1),
+]
+"""Layers unlike those of the suites."""
 
 
 def chips() -> list[plan.Target]:
@@ -172,14 +184,13 @@ def check(binary: Binary, target: plan.Target) -> str | None:
 
 def configurations(dtypes: list[str]) -> dict[tuple[Any, ...], tuple[str, Launch, plan.Target]]:
     """Every specialisation that the suites need, with the layer that first needs it."""
+    networks = [(name, suite(name, device="cuda")) for name in SUITES]
+    layers = [(name, layer, network.samples) for name, network in networks for layer in network.layers]
+    layers += [("corner", layer, 1 if layer.name == "width 33" else 1000) for layer in CORNERS]
     found: dict[tuple[Any, ...], tuple[str, Launch, plan.Target]] = {}
-    for name in SUITES:
-        network = suite(name, device="cuda")
-        for layer in network.layers:
-            for dtype in dtypes:
-                for target in chips():
-                    for launch in launches(layer, network.samples, DTYPES[dtype], target):
-                        found.setdefault(identity(launch, target), (f"{name} {layer.name} {dtype}", launch, target))
+    for (name, layer, samples), dtype, target in itertools.product(layers, dtypes, chips()):
+        for launch in launches(layer, samples, DTYPES[dtype], target):
+            found.setdefault(identity(launch, target), (f"{name} {layer.name} {dtype}", launch, target))
     return found
 
 
