@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import math
 import re
 import subprocess
@@ -31,13 +32,24 @@ from benchmarks.suites import SUITES, Layer, suite
 from nnrelief_kernels.backends.triton import plan, score
 from nnrelief_kernels.backends.triton.conv import Launch
 
-SHARED = {80: 166912, 86: 101376, 90: 232448, 100: 232448, "gfx942": 65536}
+SHARED: dict[int | str, int] = {80: 166912, 86: 101376, 90: 232448, 100: 232448, "gfx942": 65536}
 """Bytes of shared memory a block may have."""
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TRITON_TYPES = {
     torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32"
 }  # fmt: skip
+
+
+CORNERS = [
+    *(Layer(f"kernel {h}x{w}", (5, 2, h, w), (10, 9)) for h, w in ((1, 2), (2, 2), (2, 3), (4, 4), (8, 8))),
+    *(Layer(f"width {width}", (40, 2, 3, 3), (width, width), padding=1) for width in (3, 33, 200)),
+    *(Layer(f"stride {h}x{w}", (5, 2, h, w), (9, 9), 2) for h, w in ((1, 2), (3, 2))),
+    Layer("unpadded", (40, 2, 3, 3), (8, 8)),
+    Layer("1-d", (20, 2, 5), (300,)),
+    Layer("3-d", (20, 2, 3, 3, 3), (8, 8, 8), padding=1),
+]
+"""Layers unlike those of the suites."""
 
 
 def chips() -> list[plan.Target]:
@@ -111,27 +123,28 @@ def compiled(launch: Launch, target: plan.Target) -> Binary:
         file.write(made.asm["cubin"])
         file.flush()
         usage = _tool("cuobjdump", "-res-usage", file.name)
-        registers, stack = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK"))
+        registers, stack = (int(re.findall(rf"{key}:(\d+)", usage)[0]) for key in ("REG", "STACK"))
         code = _loops(_tool("nvdisasm", "-c", file.name))
     local = any(name.startswith(("STL", "LDL")) for loop in code.in_order() for name in loop.operations)
     spills = _spilled(made.asm["ptx"], target.arch) if stack and local else 0  # a stack may also be a called function's frame
     return Binary(registers, spills, made.metadata.shared, code if target.arch == 90 else None)
 
 
-def _spilled(ptx: str, arch: int) -> int:
+def _spilled(ptx: str, arch: int | str) -> int:
     """Bytes of registers that ptxas stores and loads again."""
+    arch = int(arch)
     assembler = "ptxas-blackwell" if arch >= 100 and (TOOLS / "ptxas-blackwell").exists() else "ptxas"
     suffix = "a" if arch >= 90 else ""
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
-        command = [TOOLS / assembler, "-v", f"--gpu-name=sm_{arch}{suffix}", file.name, "-o", "/dev/null"]
+        command = [str(TOOLS / assembler), "-v", f"--gpu-name=sm_{arch}{suffix}", file.name, "-o", "/dev/null"]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return sum(int(bytes_) for bytes_ in re.findall(r"(\d+) bytes spill", usage))
 
 
 def _tool(name: str, *arguments: str) -> str:
-    return subprocess.run([TOOLS / name, *arguments], capture_output=True, text=True, check=True).stdout
+    return subprocess.run([str(TOOLS / name), *arguments], capture_output=True, text=True, check=True).stdout
 
 
 def _loops(disassembly: str) -> Loop:
@@ -172,14 +185,13 @@ def check(binary: Binary, target: plan.Target) -> str | None:
 
 def configurations(dtypes: list[str]) -> dict[tuple[Any, ...], tuple[str, Launch, plan.Target]]:
     """Every specialisation that the suites need, with the layer that first needs it."""
+    networks = [(name, suite(name, device="cuda")) for name in SUITES]
+    layers = [(name, layer, network.samples) for name, network in networks for layer in network.layers]
+    layers += [("corner", layer, 1 if layer.name == "width 33" else 1000) for layer in CORNERS]
     found: dict[tuple[Any, ...], tuple[str, Launch, plan.Target]] = {}
-    for name in SUITES:
-        network = suite(name, device="cuda")
-        for layer in network.layers:
-            for dtype in dtypes:
-                for target in chips():
-                    for launch in launches(layer, network.samples, DTYPES[dtype], target):
-                        found.setdefault(identity(launch, target), (f"{name} {layer.name} {dtype}", launch, target))
+    for (name, layer, samples), dtype, target in itertools.product(layers, dtypes, chips()):
+        for launch in launches(layer, samples, DTYPES[dtype], target):
+            found.setdefault(identity(launch, target), (f"{name} {layer.name} {dtype}", launch, target))
     return found
 
 
@@ -247,10 +259,10 @@ def instructions(launch: Launch, code: Loop) -> float:
     return total(code)
 
 
-def predicted(launch: Launch, binary: Binary, moved: float) -> float:
+def predicted(launch: Launch, code: Loop, moved: float) -> float:
     """Seconds of a launch that moves so many bytes."""
     programs = plan.ceil_div(launch.programs, MULTIPROCESSORS)
-    issued = programs * launch.num_warps * instructions(launch, binary.code)
+    issued = programs * launch.num_warps * instructions(launch, code)
     return LAUNCH + max(moved / (BANDWIDTH * REACHED_BANDWIDTH), issued / (4 * CLOCK * REACHED_ISSUE))
 
 
@@ -260,10 +272,10 @@ def occupancy(launch: Launch, binary: Binary) -> float:
     return min(registers, 64 // launch.num_warps, 233472 // (binary.shared + 1024), 32) * launch.num_warps / 64
 
 
-def inner_loop(launch: Launch, binary: Binary) -> tuple[float, ...]:
+def inner_loop(launch: Launch, code: Loop) -> tuple[float, ...]:
     """Instructions, loads, multiply-adds and dots of the loop over pixels, per pixel that a thread has in it."""
     a = launch.arguments
-    loops = list(binary.code.in_order())
+    loops = list(code.in_order())
     which = {"lags_kernel": 2, "gram_kernel": 3, "matrix_kernel": 3, "norms_kernel": 2}.get(launch.kernel.__name__)
     if which is None or len(loops) != len(trips(launch)) + 1:
         return ()
@@ -290,7 +302,8 @@ def report(binaries: dict[tuple[Any, ...], Binary], dtypes: list[str], out: Path
                 for number, launch in enumerate(made):
                     sums = launch.arguments["sums"]
                     moved = size * (number == 0) + sums.numel() * sums.element_size()
-                    seconds += predicted(launch, binaries[identity(launch, chip)], moved)
+                    code = binaries[identity(launch, chip)].code
+                    seconds += predicted(launch, code, moved) if code else math.nan
                 floor = size / BANDWIDTH
                 kernel = made[0].kernel.__name__.removesuffix("_kernel")
                 layers.append(
@@ -299,7 +312,7 @@ def report(binaries: dict[tuple[Any, ...], Binary], dtypes: list[str], out: Path
     rows = []
     for (label, launch, target), binary in zip(configurations(dtypes).values(), binaries.values()):
         tile = {k: v for k, v in launch.arguments.items() if k in ("TW", "TILES", "BN", "LP", "BC", "BL", "TP", "ORDER")}
-        inner = inner_loop(launch, binary) if binary.code else ()
+        inner = inner_loop(launch, binary.code) if binary.code else ()
         shape = " ".join(f"{k}={v}" for k, v in tile.items())
         row = [launch.kernel.__name__, f"{target.backend}:{target.arch}", label, shape, launch.num_warps]
         row += [binary.registers, binary.spills, binary.shared, f"{occupancy(launch, binary):.0%}" if binary.code else ""]

@@ -20,6 +20,7 @@ LARGEST = tl.constexpr(2.0**100)
 LEAST = tl.constexpr(2.0**-80)
 SMALL_WEIGHT = tl.constexpr(2.0**-25)
 SMALL_BITS = tl.constexpr((127 - 30) << 23)  # the bits of 2^-30
+TP = tl.constexpr(16)  # rows of a kernel tile; the compiler fails to gather from one with fewer values than threads
 TF32 = tl.constexpr(-(1 << 13))  # the bits that tf32 keeps
 
 
@@ -76,7 +77,7 @@ def add_norms(
     sums,  # float64 [filters], this program's own
     again,  # whether `sums` holds the norms of earlier samples
     filters,
-    KERNEL: tl.constexpr, TP: tl.constexpr, FP: tl.constexpr, BJ: tl.constexpr, PRECISION: tl.constexpr,
+    KERNEL: tl.constexpr, FP: tl.constexpr, BJ: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """sums[j] += sum_n sqrt(g_n . f_j); 1 where a number was out of range, else 0."""
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]

@@ -38,7 +38,7 @@ def gram_kernel(
     samples, chunk, channels, filters, per_group, positions, height_out, width_out, depth, height, width,
     xn, xc, xd, xh, xw, wj, wi, wd, wh, ww,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr, MODE: tl.constexpr,
-    BN: tl.constexpr, LP: tl.constexpr, TP: tl.constexpr, FP: tl.constexpr, BJ: tl.constexpr, PRECISION: tl.constexpr,
+    BN: tl.constexpr, LP: tl.constexpr, FP: tl.constexpr, BJ: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """sums [chunks, channels, filters] and flags [chunks, channels] from x [samples, channels, depth, height, width]."""
     BM: tl.constexpr = BN * LP
@@ -81,7 +81,7 @@ def gram_kernel(
         most = tl.sum(most.reshape(BN, LP), 1)
         has_small = tl.max((least < SMALL_BITS - 1).to(tl.int32).reshape(BN, LP), 1) > 0
         bad |= add_norms(g, most, has_small, kernels, wj, wd, wh, ww, sums + program * filters, begin > part * chunk, filters,
-                         KERNEL, TP, FP, BJ, PRECISION)  # fmt: skip
+                         KERNEL, FP, BJ, PRECISION)  # fmt: skip
     tl.store(flags + program, bad)
 
 
@@ -95,7 +95,7 @@ def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor, f
         "samples": call.samples, "chunk": chunks.size, "channels": call.channels,
         "filters": call.filters, "per_group": call.per_group,
         **call.sizes, **call.x_strides, **call.weight_strides, **call.constants,
-        "BN": samples, "LP": lanes, "TP": plan.power_of_two(taps),
+        "BN": samples, "LP": lanes,
         "FP": max(16, plan.power_of_two(taps * (taps + 1) // 2)), "BJ": blocks.filters, "PRECISION": blocks.precision,
     }  # fmt: skip
     return Launch(gram_kernel, chunks.count * call.channels, arguments, max(1, samples * lanes // target.warp))

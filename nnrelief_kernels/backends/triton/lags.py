@@ -123,7 +123,7 @@ def lags_kernel(
     samples, chunk, channels, height, filters, per_group,
     xn, xc, xh, xw, wj, wi, wh, ww,
     KERNEL: tl.constexpr, PADS: tl.constexpr, WIDTH: tl.constexpr, TW: tl.constexpr, TILES: tl.constexpr,
-    ALIGN: tl.constexpr, BN: tl.constexpr, TP: tl.constexpr, FP: tl.constexpr, BJ: tl.constexpr, PRECISION: tl.constexpr,
+    ALIGN: tl.constexpr, BN: tl.constexpr, FP: tl.constexpr, BJ: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """sums [chunks, channels, filters] and flags [chunks, channels] from x [samples, channels, height, WIDTH]."""
     BM: tl.constexpr = BN * TILES
@@ -188,7 +188,7 @@ def lags_kernel(
         g = tl.sum(joined(features, FP).reshape(BN, TILES, FP), 1)
         has_small = tl.max((least < SMALL_BITS - 1).to(tl.int32).reshape(BN, TILES), 1) > 0
         bad |= add_norms(g, most, has_small, kernels, wj, 0, wh, ww, own_sums, begin > part * chunk, filters,
-                         (1, KERNEL[0], KERNEL[1]), TP, FP, BJ, PRECISION)  # fmt: skip
+                         (1, KERNEL[0], KERNEL[1]), FP, BJ, PRECISION)  # fmt: skip
     tl.store(flags + program, bad)
 
 
@@ -210,7 +210,7 @@ def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor, f
         **{name: stride for name, stride in call.weight_strides.items() if name != "wd"},
         "KERNEL": call.kernel[1:], "PADS": (*padding[0], *padding[1]),
         "WIDTH": call.size[2], "TW": tiles.width, "TILES": tiles.count, "ALIGN": align, "BN": samples,
-        "TP": plan.power_of_two(taps), "FP": max(16, plan.power_of_two(taps * (taps + 1) // 2)), "BJ": blocks.filters,
+        "FP": max(16, plan.power_of_two(taps * (taps + 1) // 2)), "BJ": blocks.filters,
         "PRECISION": blocks.precision,
     }  # fmt: skip
     return Launch(lags_kernel, chunks.count * call.channels, arguments, max(1, samples * tiles.count // target.warp))

@@ -1,4 +1,4 @@
-"""Convolutions of 10 to 128 kernel elements: the whole Gram matrix of one map at a time, on the matrix units.
+"""Convolutions of 10 to 64 kernel elements: the whole Gram matrix of one map at a time, on the matrix units.
 
     G = U Uᵀ  (U [k², L]: |x| under each kernel element),    || |K_ij| * |x_ni| ||² = v_jᵀ G v_j = sum_a (V G)_ja V_ja
 
@@ -76,4 +76,4 @@ def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor, f
         **call.sizes, **call.x_strides, **call.weight_strides, **call.constants,
         "TP": taps, "BL": 32, "BJ": 16, "PRECISION": plan.blocks(target).precision,
     }  # fmt: skip
-    return Launch(matrix_kernel, chunks.count * call.channels, arguments, plan.matrix_warps(taps))
+    return Launch(matrix_kernel, chunks.count * call.channels, arguments)

@@ -16,9 +16,10 @@ from ...geometry import ConvGeometry
 PATHS = ("norms", "lags", "gram", "matrix", "float64 maps", "mean map")
 """One of norms.py, lags.py, gram.py and matrix.py with finish.py behind it; finish.py alone; columns.py before it."""
 
-MOST_TAPS = 128  # of matrix.py: its Gram matrix stays in registers
+MOST_TAPS = 64  # of matrix.py: its Gram matrix stays in registers
 LAG_TAPS = 3  # per dimension, of lags.py; the features of 9 elements fill a 64-wide tile
-LAG_SIZE = 256  # of a map's sides: bounds the float32 sums and the tiles of one map
+LAG_SIZE = 256  # of a map's sides: bounds the float32 sums
+LAG_TILES = 8  # of one map: with 16 samples, the rows of one product of phase 2
 PARTIAL_BYTES = 8 << 20  # of partial sums, wherever one chunk of samples does not already need more
 PROGRAMS = 2048  # that a launch tries to reach by cutting the samples into chunks: 8 and more per multiprocessor
 
@@ -101,6 +102,7 @@ def lags_serve(geometry: ConvGeometry, blocks: Blocks) -> bool:
         kernel[0] == depth == 1
         and max(kernel) <= LAG_TAPS
         and max(height, width) <= LAG_SIZE
+        and tiles.count <= LAG_TILES
         and stride == (1, 1, 1)
         and all(k == 1 or d == 1 for k, d in zip(kernel, dilation))
         and (geometry.padding_mode == "zeros" or not any(map(any, geometry.padding)))
@@ -155,12 +157,8 @@ def sample_block(path: str, samples: int, geometry: ConvGeometry, blocks: Blocks
 
 
 def lanes_of_map(geometry: ConvGeometry) -> int:
-    """Threads of gram.py per map."""
-    return min(8, power_of_two(geometry.positions))
-
-
-def matrix_warps(taps: int) -> int:
-    return 4 if taps <= 16 else 8
+    """Threads of gram.py per map: neighbours share what they load, but leave fewer samples to one product of phase 2."""
+    return 8 if geometry.positions >= 256 else 4 if geometry.positions >= 64 else min(2, geometry.positions)
 
 
 @dataclass(frozen=True)
