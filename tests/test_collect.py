@@ -38,6 +38,14 @@ def test_scores_are_the_oracles_for_any_batch_size(model, images, variant, batch
     torch.testing.assert_close(scores["4"].double(), reference.score_linear(fc.weight, flat, fc.bias), rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("variant", ["paper", "norm_of_mean", "l1"])
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_the_batch_size_does_not_matter(model, images, variant, batch):
+    whole = collect(model, [images], variant).scores()
+    for name, scores in collect(model, images.split(batch), variant).scores().items():
+        torch.testing.assert_close(scores, whole[name], rtol=1e-6, atol=1e-9)
+
+
 def test_two_halves_merge_to_the_whole(model, images):
     first, second = collect(model, images[:32].split(8)), collect(model, images[32:].split(8))
     first.merge(second)
