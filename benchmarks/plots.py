@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nnrelief_kernels.files import atomic_write
+from nnrelief_kernels.plots import new_figure, save
 
 from .report import SCORE, Record, by_layer
 
@@ -20,7 +19,7 @@ def plot_times(records: Sequence[Record], path: Path) -> None:
     """Median time of the scores per layer beside `floor` and `forward`, on a logarithmic axis."""
     layers = by_layer(records)
     shown = [name for name in COLORS if any(name in found for found in layers.values())]
-    figure = _figure(8.5, 1.3 + 0.38 * len(layers))
+    figure = new_figure(8.5, 1.3 + 0.38 * len(layers))
     axes = figure.subplots()
     height = 0.8 / len(shown)
     for place, contender in enumerate(shown):
@@ -38,7 +37,7 @@ def plot_times(records: Sequence[Record], path: Path) -> None:
 
 def plot_roofline(records: Sequence[Record], path: Path, bandwidth: float, peak: float) -> None:
     """Multiply-adds per second against multiply-adds per byte; roofs in bytes and in multiply-adds per second."""
-    figure = _figure(8.5, 5.2)
+    figure = new_figure(8.5, 5.2)
     axes = figure.subplots()
     own = [found[SCORE] for found in by_layer(records).values()]
     intensity = {r.layer: r.score_macs / r.bytes for r in own}
@@ -78,21 +77,10 @@ def _label(record: Record) -> str:
     return f"{record.layer}  {record.weight}{where}{stride}{count}"
 
 
-def _figure(width: float, height: float) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ValueError("pictures need matplotlib: pip install 'nnrelief-kernels[bench]'") from error
-    return Figure(figsize=(width, height), dpi=120, layout="constrained")
-
-
 def _save(figure: Any, path: Path, record: Record) -> None:
     figure.suptitle(
         f"{record.suite}, {record.samples} samples, {record.dtype}, {record.memory_format}\n"
         f"{record.device}, {record.threads} threads, torch {record.torch}, nnrelief-kernels {record.package}",
         fontsize=9,
     )
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    with atomic_write(path) as file:
-        file.write(picture.getvalue())
+    save(figure, path)

@@ -103,7 +103,7 @@ double map_norm(const Conv& c, const S* x) {
         }
         total += sum_lanes<float>((sum[0] + sum[1]) + (sum[2] + sum[3]));
       }
-  if (holds(total, c.pixels()) || (total == 0 && is_zero(c, x))) return __builtin_sqrt(total);
+  if (holds(total, c.pixels())) return __builtin_sqrt(total);
   total = 0;
   for (int64_t d = 0; d < c.size[0]; ++d)
     for (int64_t h = 0; h < c.size[1]; ++h)
@@ -173,22 +173,23 @@ struct Planes {
     const int64_t inside = smaller(c.size[2] - left, pitch), end = inside > begin ? inside : begin;
     const bool stay = zeros_stay;
     const int64_t depth = c.source(0, first[0]);
-    const S* slice = x + (depth < 0 ? 0 : depth) * c.acts_x[0] + (left + begin) * step;
+    const S* slice = x + (depth < 0 ? 0 : depth) * c.acts_x[0];
     float* out = values;
     for (int64_t i = 0; i < planes; ++i)
       for (int64_t r = 0; r < rows; ++r, out += pitch) {
-        int64_t y = i + r * stride, row = top + y;
+        const int64_t y = i + r * stride;
+        int64_t row = top + y;
         if (row < 0 || row >= size) row = y < y_end ? c.source(1, row) : -1;
         if (row < 0 || depth < 0) {
           for (int64_t m = 0; m < pitch && !stay; m += kLanes<float>) memset(out + m, 0, sizeof(V<float>));
           continue;
         }
         // the row first: what it writes behind itself is overwritten by its edge and by the next row
-        if (end > begin) copy_row(slice + row * down, step, end - begin, out + begin);
-        for (int64_t m = 0; m < begin && !stay; ++m)
-          edge(c, slice + row * down - (left + begin) * step, left + m, out + m);
-        for (int64_t m = end; m < pitch && !stay; ++m)
-          edge(c, slice + row * down - (left + begin) * step, left + m, out + m);
+        const S* line = slice + row * down;
+        if (end > begin) copy_row(line + (left + begin) * step, step, end - begin, out + begin);
+        if (stay) continue;
+        for (int64_t m = 0; m < begin; ++m) edge(c, line, left + m, out + m);
+        for (int64_t m = end; m < pitch; ++m) edge(c, line, left + m, out + m);
       }
   }
 

@@ -13,7 +13,10 @@ from .pruning import Iteration
 
 def plot_history(history: Sequence[Iteration], path: str | Path, title: str = "") -> None:
     """Parameters kept and the error after each retraining, by iteration (as in Figures 6 and 7 of Dekhovich et al. 2024)."""
-    figure, (left, right) = _figure(2)
+    figure = new_figure(9, 4)
+    if title:
+        figure.suptitle(title)
+    left, right = figure.subplots(1, 2)
     steps = [i.iteration for i in history]
     left.plot(steps, [i.kept_percent for i in history], "o-", color="tab:blue")
     for step, i in zip(steps, history):
@@ -28,12 +31,15 @@ def plot_history(history: Sequence[Iteration], path: str | Path, title: str = ""
     right.margins(y=0.1)
     right.set_ylim(bottom=0)
     right.legend()
-    _save(figure, path, title)
+    save(figure, path)
 
 
 def plot_architecture(history: Sequence[Iteration], path: str | Path, title: str = "") -> None:
     """Active units of each layer at the start, after one pruning step and at the end (as in Figures 3 and 5)."""
-    figure, (axes,) = _figure(1)
+    figure = new_figure(9, 4)
+    if title:
+        figure.suptitle(title)
+    axes = figure.subplots()
     chosen = list({i.iteration: i for i in (history[0], history[min(1, len(history) - 1)], history[-1])}.values())
     names = list(history[0].active)
     width = 0.8 / len(chosen)
@@ -45,21 +51,20 @@ def plot_architecture(history: Sequence[Iteration], path: str | Path, title: str
     axes.set_xticks(range(len(names)), names)
     axes.set(ylabel="active units", title="Units with a connection in and one out")
     axes.legend()
-    _save(figure, path, title)
+    save(figure, path)
 
 
-def _figure(columns: int) -> tuple[Any, Any]:
+def new_figure(width: float, height: float) -> Any:
+    """An empty matplotlib figure, inches; a ValueError says how to install what is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ValueError("pictures need matplotlib: pip install 'nnrelief-kernels[plots]'") from error
-    figure = Figure(figsize=(9, 4), dpi=120, layout="constrained")
-    return figure, figure.subplots(1, columns, squeeze=False)[0]
+    return Figure(figsize=(width, height), dpi=120, layout="constrained")
 
 
-def _save(figure: Any, path: str | Path, title: str) -> None:
-    if title:
-        figure.suptitle(title)
+def save(figure: Any, path: str | Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     with atomic_write(path) as file:
