@@ -54,7 +54,7 @@ struct Plan {
   bool wide;           // compute in float64
   bool mean;           // sum the maps over samples first ("norm_of_mean"; "l1" is linear, so it may)
   bool channel_lanes;  // lanes of phase 1 hold neighbouring channels of one sample, not samples of one channel
-  bool pixel_lanes;    // lanes hold neighbouring pixels of one map; no Gram matrix (pixels.h)
+  bool in_place;       // norms of maps that are read where they lie, lanes along their pixels (norms.h)
   int64_t features;    // numbers that phase 1 leaves of one map
   int64_t columns;     // filters that the item scores (1 for norms, whose result is an outer product)
   int64_t tile[3];     // outputs of one tile

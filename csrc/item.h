@@ -1,7 +1,8 @@
 // One work item: some channels, one part of the samples, both phases; nothing but the sums leaves it.
 #pragma once
 
-#include "pixels.h"
+#include "direct.h"
+#include "norms.h"
 #include "signal.h"
 
 namespace {
@@ -13,8 +14,9 @@ struct Worker {
   V<T>*tile, *zones, *features, *scale, *one_map;
   Wide* total;
   Table<T> table;
+  LaneKernels<T> kernels;  // for direct, in place of the table
 
-  Worker(Scratch& s, const Conv& c, const Plan& p, int64_t channels, int64_t blocks) {
+  Worker(Scratch& s, const Conv& c, const Plan& p, int64_t channels, int64_t blocks) : kernels(s, c, p) {
     const int64_t k = c.kernel[2];
     const bool lag = p.path == Path::lags;
     tile = s.take<V<T>>(p.tile_size);
@@ -26,8 +28,6 @@ struct Worker {
     table = take_table<T>(s, c, p);
   }
 };
-
-INLINE int64_t item_size(Dtype type) { return type == Dtype::f64 ? 8 : type == Dtype::f32 ? 4 : 2; }
 
 // One tile of |x|; with `mean`, of the sum of |x| over all samples.
 template <class T>
@@ -74,13 +74,18 @@ void map_features(const Conv& c, const Plan& p, Worker<T>& w, const Lanes& lanes
     }
     if (scaled)
       for (int64_t i = 0; i < size(t); ++i) w.tile[i] *= inverse;
-    tile_features<T>(c, p, t, w.tile, w.zones, out);
+    if (p.path == Path::direct)
+      squared_norms<T>(c, t, w.tile, w.kernels, out);
+    else
+      tile_features<T>(c, p, t, w.tile, w.zones, out);
     if (several)
       for (int64_t f = 0; f < p.features; ++f) w.total[f] += __builtin_convertvector(out[f], typename Worker<T>::Wide);
   });
   if (several)
     for (int64_t f = 0; f < p.features; ++f) out[f] = __builtin_convertvector(w.total[f], V<T>);
 }
+
+constexpr float kLargest = 0x1p40f;  // beyond it, or with NaN, a block of maps is scored in float64
 
 // The magnitudes that a block of maps holds, as in Range.
 struct BlockRange {
@@ -98,27 +103,45 @@ struct BlockRange {
   }
 };
 
+// Makes filters [first, first + count) ready; returns the smallest activation that T holds under them.
+template <class T>
+float load_filters(const Conv& c, const Plan& p, Worker<T>& w, Span channels, int64_t first, int64_t count) {
+  if (p.path == Path::norms) return (float)kSmallest;
+  if (p.path == Path::direct) return w.kernels.load(c, channels, first, count);
+  return build_table<T>(c, p, channels.begin, first, count, w.table);
+}
+
+// Phase 2 for the channel in lane `lane` of the filters that are ready.
+template <class T>
+void add_scores(const Plan& p, const Worker<T>& w, int64_t lane, const Blocks<T>& blocks, int64_t count, double* sums) {
+  const double one = 1;
+  if (p.path == Path::norms)
+    add_roots<T>(p, blocks, &one, 0, count, sums);
+  else if (p.path == Path::direct)
+    add_roots<T>(p, blocks, (const double*)w.kernels.back + lane, kLanes<T>, count, sums);
+  else
+    add_norms<T>(p, blocks, w.table, count, sums);
+}
+
 // Scores `channels` for filters [first, first + count) over `samples`; sums[channel][filter of all columns].
 template <class T>
 void score(const Conv& c, const Plan& p, Worker<T>& w, Worker<double>* fallback, Span channels, Span samples,
            int64_t first, int64_t count, BlockRange* ranges, double* sums) {
   constexpr int n = kLanes<T>;
   const int64_t members = channels.end - channels.begin, step = n * p.blocks;
-  const bool across = p.channel_lanes;
+  const bool together = members == 1 || p.path == Path::direct;  // one load of the filters serves all channels
   const int64_t bytes = item_size(c.acts_type);
   const auto map = [&](int64_t sample, int64_t ch) {
     return (const char*)c.acts + (sample * c.acts_n + ch * c.acts_c) * bytes;
   };
-  Tile whole{};
-  each_tile(c, p, [&](const int64_t*, const Tile& t) { whole = t; });
-  float least = 0;
+  float least = together ? load_filters<T>(c, p, w, channels, first, count) : 0;
 
   for (int64_t begin = samples.begin; begin < samples.end; begin += step) {
     const int64_t end = smaller(begin + step, samples.end), blocks = (end - begin + n - 1) / n;
     for (int64_t i = 0; i < members * p.blocks; ++i) ranges[i] = {~0u, 0u};
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t at = begin + b * n, lanes = smaller(n, end - at);
-      if (!across) {
+      if (!p.channel_lanes) {
         Range range;
         map_features<T>(c, p, w, {map(at, channels.begin), c.acts_n, lanes}, w.features + b * p.features, w.scale[b],
                         range);
@@ -144,28 +167,30 @@ void score(const Conv& c, const Plan& p, Worker<T>& w, Worker<double>* fallback,
         for (int64_t s = lanes; s < n; ++s) ((T*)(w.scale + m * p.blocks + b))[s] = 1;
     }
     for (int64_t m = 0; m < members; ++m) {
-      const int64_t ch = channels.begin + m;
+      const Span channel = {channels.begin + m, channels.begin + m + 1};
       double* row = sums + m * p.columns + first;
-      if (begin == samples.begin || members > 1) least = build_table<T>(c, p, ch, first, count, w.table);
-      int inside[16], inside_count = 0;
+      if (!together) least = load_filters<T>(c, p, w, channel, first, count);
+      Blocks<T> inside = {w.features + m * p.blocks * p.features,
+                          sizeof(T) == 8 ? w.scale + m * p.blocks : nullptr,
+                          end - begin,
+                          0,
+                          {}};
       bool fell_back = false;
       for (int b = 0; b < blocks; ++b) {
         if (!fallback || !ranges[m * p.blocks + b].outside(least)) {
-          inside[inside_count++] = b;
+          inside.which[inside.count++] = b;
           continue;
         }
-        if (!fell_back) build_table<double>(c, p, ch, first, count, fallback->table);
+        if (!fell_back) load_filters<double>(c, p, *fallback, channel, first, count);
         fell_back = true;
-        const int only = 0;
         for (int64_t at = begin + b * n; at < smaller(begin + (b + 1) * n, end); at += kLanes<double>) {
           Range range;
-          const Lanes lanes = {map(at, ch), c.acts_n, smaller(kLanes<double>, end - at)};
+          const Lanes lanes = {map(at, channel.begin), c.acts_n, smaller(kLanes<double>, end - at)};
           map_features<double>(c, p, *fallback, lanes, fallback->features, *fallback->scale, range);
-          add_norms<double>(c, p, whole, fallback->features, fallback->scale, &only, 1, fallback->table, count, row);
+          add_scores<double>(p, *fallback, 0, {fallback->features, fallback->scale, lanes.count, 1, {}}, count, row);
         }
       }
-      add_norms<T>(c, p, whole, w.features + m * p.blocks * p.features,
-                   sizeof(T) == 8 ? w.scale + m * p.blocks : nullptr, inside, inside_count, w.table, count, row);
+      add_scores<T>(p, w, m, inside, count, row);
     }
   }
 }
@@ -206,29 +231,26 @@ int64_t run_item(const Conv& c, const Plan& p, int64_t item, char* base, double*
   return s.used;
 }
 
-int64_t run_pixels(const Conv& c, const Plan& p, int64_t item, char* base, double* sums) {
-  Scratch s{base};
-  PixelWorker worker(s, c, p);
-  if (!base) return s.used;
+// Norms of maps read in place need no scratch memory.
+void norm_item(const Conv& c, const Plan& p, int64_t item, double* sums) {
   const Span channels = item_channels(c, p, item), samples = item_samples(c, p, item);
-  for (int64_t i = 0; i < (channels.end - channels.begin) * p.columns; ++i) sums[i] = 0;
+  for (int64_t i = 0; i < channels.end - channels.begin; ++i) sums[i] = 0;
   if (c.acts_type == Dtype::f16)
-    score_pixels<Half>(c, p, worker, channels, samples, sums);
+    add_map_norms<Half>(c, channels, samples, sums);
   else if (c.acts_type == Dtype::bf16)
-    score_pixels<BFloat16>(c, p, worker, channels, samples, sums);
+    add_map_norms<BFloat16>(c, channels, samples, sums);
   else
-    score_pixels<float>(c, p, worker, channels, samples, sums);
-  return s.used;
+    add_map_norms<float>(c, channels, samples, sums);
 }
 
 int64_t scratch_bytes(const Conv& c, const Plan& p) {
-  if (p.pixel_lanes) return run_pixels(c, p, 0, nullptr, nullptr);
+  if (p.in_place) return 0;
   return p.wide ? run_item<double>(c, p, 0, nullptr, nullptr) : run_item<float>(c, p, 0, nullptr, nullptr);
 }
 
 void score_item(const Conv& c, const Plan& p, int64_t item, void* scratch, double* sums) {
-  if (p.pixel_lanes)
-    run_pixels(c, p, item, (char*)scratch, sums);
+  if (p.in_place)
+    norm_item(c, p, item, sums);
   else if (p.wide)
     run_item<double>(c, p, item, (char*)scratch, sums);
   else

@@ -7,7 +7,7 @@
 //   gram         every pair of taps: F = k²(k²+1)/2 features, F per filter in phase 2
 //   dual         maps with fewer pixels P than taps: the norm as a quadratic form of the map instead of the kernel,
 //                F = P(P+1)/2; the kernels' P x P forms are made once per layer
-//   direct       vᵀU itself: few outputs under large kernels, L k² per filter
+//   direct       vᵀU itself: few filters (depthwise) or few outputs under large kernels, L k² per filter
 #include <algorithm>
 
 #include "conv.h"
@@ -17,7 +17,7 @@ namespace {
 
 constexpr int64_t kTileColumns = 64, kTileRows = 32;  // the longest float32 sums of phase 1
 constexpr int64_t kFeatures = 8192;
-constexpr int64_t kWholeMap = 4096;  // vectors: `direct` keeps a whole map
+constexpr int64_t kDirectFilters = 64;  // of one pass over the maps
 constexpr int64_t kTableBytes = 512 << 10;
 constexpr double kRoot = 8;  // of one vector
 
@@ -36,10 +36,6 @@ bool lags_serve(const Conv& c, const int64_t* tile) {
   return true;
 }
 
-bool pixels_serve(const Conv& c, const Plan& p) {
-  return !p.wide && c.kernel[0] == 1 && (c.acts_c != 1 || c.channels == 1);
-}
-
 void choose_path(const Conv& c, Plan& p) {
   const double taps = c.taps(), positions = c.positions(), pixels = c.pixels(), filters = c.filters;
   const double features = taps * (taps + 1) / 2, dual = pixels * (pixels + 1) / 2;
@@ -51,7 +47,8 @@ void choose_path(const Conv& c, Plan& p) {
   if (c.taps() == 1) {
     p.path = Path::norms;
     p.features = 1;
-    p.pixel_lanes = pixels_serve(c, p) && c.before[0] + c.before[1] + c.before[2] == 0 && c.positions() == c.pixels();
+    p.in_place = !p.wide && (c.acts_c != 1 || c.channels == 1) && c.before[0] + c.before[1] + c.before[2] == 0 &&
+                 c.positions() == c.pixels();
     return;
   }
   double least = 1e300;
@@ -69,14 +66,9 @@ void choose_path(const Conv& c, Plan& p) {
   offer(Path::gram, 1.1 * positions * features + filters * (features + kRoot), features);
   const double sample_vectors = std::max(1.0, c.samples / 16.0);
   offer(Path::dual, dual + filters * (dual + kRoot + 2 * positions * (taps + dual) / (16 * sample_vectors)), dual);
-  if (pixels_serve(c, p)) {
-    const double passed = c.out[0] * c.out[1] * c.span(2, c.out[2]);
-    offer(Path::direct, 2 * pixels + filters * (passed * (1.2 * taps + 2) + 40), 1);
-    p.pixel_lanes = p.path == Path::direct;
-    if (p.pixel_lanes) return;
-  }
-  const int64_t whole = c.span(0, c.out[0]) * c.span(1, c.out[1]) * c.span(2, c.out[2]);
-  if (whole <= kWholeMap) offer(Path::direct, filters * (8 * positions * taps + kRoot), (double)whole);
+  const double passes = ceil_div(c.filters, kDirectFilters);
+  offer(Path::direct, filters * (positions * (1.15 * taps + 1) + kRoot) + passes * pixels,
+        ceil_div(c.filters, (int64_t)passes));
 }
 
 }  // namespace
@@ -92,7 +84,7 @@ Plan make_plan(const Conv& c, Width width) {
   p.tile[2] = ceil_div(c.out[2], ceil_div(c.out[2], kTileColumns));
   choose_path(c, p);
   if (p.features == 0) return p;
-  if (p.path == Path::dual || (p.path == Path::direct && !p.pixel_lanes)) std::copy(c.out, c.out + 3, p.tile);
+  if (p.path == Path::dual) std::copy(c.out, c.out + 3, p.tile);
   p.tile_size = 1;
   for (int d = 0; d < 3; ++d) {
     p.tiles[d] = ceil_div(c.out[d], p.tile[d]);
@@ -100,25 +92,31 @@ Plan make_plan(const Conv& c, Width width) {
   }
   p.columns = p.path == Path::norms ? 1 : c.filters;
 
-  const bool neighbours = c.acts_c == 1 && c.acts_x[2] != 1 && c.channels > 1;
-  const bool few_samples = c.samples < lanes / 2 && c.channels > c.samples;
+  const bool direct = p.path == Path::direct, neighbours = c.acts_c == 1 && c.acts_x[2] != 1 && c.channels > 1;
+  // vectors of phase 1, part of whose lanes stay empty
+  const int64_t by_samples = ceil_div(c.samples, lanes) * c.channels,
+                by_channels = c.samples * ceil_div(c.channels, lanes);
+  const bool fuller = direct ? by_channels <= by_samples && c.channels > 1
+                             : 6 * by_channels < 5 * by_samples && (c.channels > 3 * lanes || c.samples < lanes / 2);
   const bool fits = lanes * lanes * p.features * bytes <= (2 << 20);
-  p.channel_lanes = !p.pixel_lanes && (p.mean || ((neighbours || few_samples) && fits));
+  p.channel_lanes = !p.in_place && (p.mean || ((neighbours || fuller) && fits));
   const int64_t block = lanes * p.features * bytes * (p.channel_lanes ? lanes : 1);
   p.blocks = std::clamp<int64_t>(kTableBytes / block, 1, 16);
 
   const int64_t most = std::max<int64_t>(1, kTableBytes / (bytes * p.features * width.filters)) * width.filters;
-  p.filter_block = std::min(p.columns, most);
+  p.filter_block = direct ? p.features : std::min(p.columns, most);
 
   p.item_channels = p.channel_lanes ? lanes : std::clamp<int64_t>(c.channels / 64, 1, 16);
   p.channel_items = ceil_div(c.channels, p.item_channels);
   p.chunks = 1;
   if (!p.mean) {
-    const int64_t partial = 8 * p.columns * c.channels, quantum = lanes * 4;
+    // loading filters into lanes is little work, a table for phase 2 is that of many samples
+    const int64_t partial = 8 * p.columns * c.channels, quantum = direct ? 2 : lanes * 4;
     p.chunks = std::max<int64_t>(
         1, std::min({ceil_div(c.samples, quantum), ceil_div(64, p.channel_items), (int64_t)(8 << 20) / partial}));
   }
-  p.chunk = ceil_div(ceil_div(c.samples, p.chunks), lanes) * lanes;
+  const int64_t whole = p.channel_lanes ? 1 : lanes;
+  p.chunk = ceil_div(ceil_div(c.samples, p.chunks), whole) * whole;
   p.chunks = ceil_div(c.samples, p.chunk);
   return p;
 }

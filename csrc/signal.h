@@ -1,4 +1,4 @@
-// Phase 2: features times table, the square root, the sum over samples. Lanes are samples.
+// Phase 2: features times table, the square root, the sum over samples. Lanes are filters.
 #pragma once
 
 #include "table.h"
@@ -7,71 +7,77 @@ namespace {
 
 constexpr int64_t kDepth = 64;  // longest float32 sum of a step
 
-// products[j] = sum over `count` features of feature times table column j.
-template <class T, class Feature>
-INLINE void multiply(const Feature& feature, const Column<T>* table, int64_t count, V<T>* products) {
+// products[r] = sum over `count` features of map r's feature(f)[r] times table column f, for the first R maps.
+template <class T, int R, class Feature>
+INLINE void multiply(const Feature& feature, const Column<T>* table, int64_t count, Column<T>* products) {
 #pragma GCC unroll 16
-  for (int j = 0; j < kFilters; ++j) products[j] = V<T>{};
+  for (int r = 0; r < R; ++r) products[r] = Column<T>{};
   for (int64_t begin = 0; begin < count; begin += kDepth) {
     const int64_t end = begin + kDepth < count ? begin + kDepth : count;
-    V<T> sum[kFilters] = {};
+    Column<T> sum[R] = {};
     for (int64_t f = begin; f < end; ++f) {
-      const V<T> x = feature(f);
+      const T* x = feature(f);
+      const Column<T> column = table[f];
 #pragma GCC unroll 16
-      for (int j = 0; j < kFilters; ++j) sum[j] += x * ((const T*)(table + f))[j];
+      for (int r = 0; r < R; ++r) sum[r] += column * x[r];
     }
 #pragma GCC unroll 16
-    for (int j = 0; j < kFilters; ++j) products[j] += sum[j];
+    for (int r = 0; r < R; ++r) products[r] += sum[r];
   }
 }
 
-// The squared norms by v'U itself: `map` is the whole padded map.
-template <class T>
-INLINE void multiply_direct(const Conv& c, const Tile& t, const V<T>* map, const Column<T>* table, V<T>* squares) {
-  for (int j = 0; j < kFilters; ++j) squares[j] = V<T>{};
-  for (int64_t d = 0; d < t.out[0]; ++d)
-    for (int64_t h = 0; h < t.out[1]; ++h) {
-      V<T> row[kFilters] = {};
-      for (int64_t w = 0; w < t.out[2]; ++w) {
-        const V<T>* at = map + t.index(d * c.stride[0], h * c.stride[1], w * c.stride[2]);
-        V<T> values[kFilters];
-        multiply<T>([&](int64_t tap) { return at[tap_offset(c, t, tap)]; }, table, c.taps(), values);
-        for (int j = 0; j < kFilters; ++j) row[j] += values[j] * values[j];
-      }
-      for (int j = 0; j < kFilters; ++j) squares[j] += row[j];
-    }
+// The sum of the first R maps' norms under each filter of `table`; `scale` may be null.
+template <class T, int R>
+Column<T> norm_sum(const Plan& p, const V<T>* features, const V<T>* scale, const Column<T>* table) {
+  Column<T> products[R], sum{};
+  multiply<T, R>([&](int64_t f) { return (const T*)(features + f); }, table, p.features, products);
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    if (p.path != Path::window_sums) products[r] = roots<T>(products[r]);
+    sum += scale ? products[r] * (*scale)[r] : products[r];
+  }
+  return sum;
 }
 
-// sums[j] += back[j] * sum over the blocks' lanes of scale * norm. `blocks` lists those to take; `scale` may be null.
+// Blocks of the maps of one channel: `which` of them to take, and how many maps there are in all.
 template <class T>
-void add_norms(const Conv& c, const Plan& p, const Tile& whole, const V<T>* features, const V<T>* scale,
-               const int* blocks, int block_count, const Table<T>& table, int64_t filters, double* sums) {
-  if (p.path == Path::norms) {
-    V<T> sum{};
-    for (int b = 0; b < block_count; ++b) sum += root(features[blocks[b]]) * (scale ? scale[blocks[b]] : V<T>{} + 1);
-    sums[0] += sum_lanes<T>(sum);
-    return;
-  }
-  const int64_t width = p.path == Path::direct ? c.taps() : p.features;
+struct Blocks {
+  const V<T>*features, *scale;  // scale may be null
+  int64_t maps;
+  int count, which[16];
+};
+
+// sums[j] += back[j] * sum over the maps of scale * norm, from their features and the filters' table.
+template <class T>
+void add_norms(const Plan& p, const Blocks<T>& blocks, const Table<T>& table, int64_t filters, double* sums) {
+  constexpr int n = kLanes<T>, few = n > 4 ? n / 4 : 1;
   for (int64_t j = 0; j < filters; j += kFilters) {
-    const Column<T>* columns = table.values + j / kFilters * width;
-    V<T> sum[kFilters] = {};
-    for (int b = 0; b < block_count; ++b) {
-      const V<T>* at = features + blocks[b] * p.features;
-      V<T> products[kFilters];
-      if (p.path == Path::direct)
-        multiply_direct<T>(c, whole, at, columns, products);
-      else
-        multiply<T>([&](int64_t f) { return at[f]; }, columns, p.features, products);
-      if (p.path != Path::window_sums)
-#pragma GCC unroll 16
-        for (int i = 0; i < kFilters; ++i) products[i] = root(products[i]);
-      if (scale)
-        for (int i = 0; i < kFilters; ++i) products[i] *= scale[blocks[b]];
-#pragma GCC unroll 16
-      for (int i = 0; i < kFilters; ++i) sum[i] += products[i];
+    const Column<T>* columns = table.values + j / kFilters * p.features;
+    Column<T> sum{};
+    for (int i = 0; i < blocks.count; ++i) {
+      const int b = blocks.which[i];
+      const V<T>*at = blocks.features + b * p.features, *scale = blocks.scale ? blocks.scale + b : nullptr;
+      const int64_t count = blocks.maps - b * n;
+      sum += count <= few     ? norm_sum<T, few>(p, at, scale, columns)
+             : count <= n / 2 ? norm_sum<T, n / 2>(p, at, scale, columns)
+                              : norm_sum<T, n>(p, at, scale, columns);
     }
-    for (int i = 0; i < kFilters && j + i < filters; ++i) sums[j + i] += table.back[j + i] * sum_lanes<T>(sum[i]);
+    for (int i = 0; i < kFilters && j + i < filters; ++i) sums[j + i] += table.back[j + i] * (double)sum[i];
+  }
+}
+
+// The same where the features are squared norms already; back[j] lies `back_step` after back[j - 1].
+template <class T>
+void add_roots(const Plan& p, const Blocks<T>& blocks, const double* back, int64_t back_step, int64_t filters,
+               double* sums) {
+  for (int64_t j = 0; j < filters; ++j) {
+    V<T> sum{};
+    for (int i = 0; i < blocks.count; ++i) {
+      const int b = blocks.which[i];
+      const V<T> norm = root(blocks.features[b * p.features + j]);
+      sum += blocks.scale ? norm * blocks.scale[b] : norm;
+    }
+    sums[j] += back[j * back_step] * sum_lanes<T>(sum);
   }
 }
 
