@@ -63,6 +63,7 @@ struct Plan {
   int64_t blocks;         // vectors of samples between two uses of a filter table
   int64_t filter_block;   // filters in the table
   int64_t item_channels;  // channels of one work item
+  int64_t packed;         // bytes of an item's kernels, copied side by side; 0 where they are read in place
   int64_t channel_items;
   int64_t chunks;  // parts the samples are cut into
   int64_t chunk;   // samples of one part

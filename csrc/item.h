@@ -206,8 +206,10 @@ INLINE Span item_samples(const Conv& c, const Plan& p, int64_t item) {
 }
 
 template <class T>
-int64_t run_item(const Conv& c, const Plan& p, int64_t item, char* base, double* sums) {
+int64_t run_item(const Conv& whole, const Plan& p, int64_t item, char* base, double* sums) {
+  Conv c = whole;
   Scratch s{base};
+  char* packed = s.take<char>(p.packed);
   const int64_t group = p.channel_lanes ? kLanes<T> : 1;
   BlockRange* ranges = s.take<BlockRange>(group * p.blocks);
   Worker<T> main(s, c, p, group, p.blocks);
@@ -223,6 +225,7 @@ int64_t run_item(const Conv& c, const Plan& p, int64_t item, char* base, double*
 
   const Span channels = item_channels(c, p, item), samples = item_samples(c, p, item);
   const int64_t begin = channels.begin, end = channels.end;
+  if (p.packed) c = pack_kernels(whole, channels, packed);
   for (int64_t i = 0; i < (end - begin) * p.columns; ++i) sums[i] = 0;
   for (int64_t ch = begin; ch < end; ch += group)
     for (int64_t first = 0; first < p.columns; first += p.filter_block)

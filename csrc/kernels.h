@@ -40,6 +40,35 @@ INLINE int64_t kernel_offset(const Conv& c, int64_t ch, int64_t j) {
   return (ch / c.per_group() * c.filters + j) * c.weight_j + ch % c.per_group() * c.weight_c;
 }
 
+// The kernels of `channels`, all of one group, copied to `packed` with their taps in order: one channel's kernels lie
+// far apart in the weight, and each would miss the cache once per channel. Returns the convolution that reads them
+// there.
+Conv pack_kernels(const Conv& c, Span channels, char* packed) {
+  const Taps taps{c};
+  const int64_t members = channels.end - channels.begin, size = item_size(c.weight_type), width = c.taps() * size;
+  const bool side_by_side = taps.contiguous() && c.weight_c == c.taps();
+  char* out = packed;
+  for (int64_t j = 0; j < c.filters; ++j) {
+    const char* row = (const char*)c.weight + kernel_offset(c, channels.begin, j) * size;
+    if (side_by_side) {
+      memcpy(out, row, members * width);
+      out += members * width;
+      continue;
+    }
+    for (int64_t m = 0; m < members; ++m)
+      for (int64_t t = 0; t < c.taps(); ++t, out += size)
+        memcpy(out, row + (m * c.weight_c + taps.offset(t)) * size, size);
+  }
+  Conv near = c;
+  near.weight_x[2] = 1;
+  near.weight_x[1] = c.kernel[2];
+  near.weight_x[0] = c.kernel[1] * c.kernel[2];
+  near.weight_c = c.taps();
+  near.weight_j = members * c.taps();
+  near.weight = packed - kernel_offset(near, channels.begin, 0) * size;
+  return near;
+}
+
 // |K| of the kernels that start at offset(0), offset(1) ..., zeros where that is negative.
 template <class T, class S, int L, class Offset>
 void load_kernels(const Conv& c, const Offset& offset, Vec<T, L>* kernel) {

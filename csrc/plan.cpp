@@ -19,6 +19,7 @@ constexpr int64_t kTileColumns = 64, kTileRows = 32;  // the longest float32 sum
 constexpr int64_t kFeatures = 8192;
 constexpr int64_t kDirectFilters = 64;  // of one pass over the maps
 constexpr int64_t kTableBytes = 512 << 10;
+constexpr int64_t kPackedBytes = 1 << 20;
 constexpr double kRoot = 8;  // of one vector
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -108,6 +109,12 @@ Plan make_plan(const Conv& c, Width width) {
 
   p.item_channels = p.channel_lanes ? lanes : std::clamp<int64_t>(c.channels / 64, 1, 16);
   p.channel_items = ceil_div(c.channels, p.item_channels);
+  const int64_t kernels = c.filters * c.taps() * p.item_channels *
+                          (c.weight_type == Dtype::f64   ? 8
+                           : c.weight_type == Dtype::f32 ? 4
+                                                         : 2);
+  const bool tables = p.path != Path::norms && p.path != Path::direct;
+  p.packed = tables && c.groups == 1 && p.item_channels > 1 && kernels <= kPackedBytes ? kernels : 0;
   p.chunks = 1;
   if (!p.mean) {
     // loading filters into lanes is little work, a table for phase 2 is that of many samples

@@ -104,11 +104,8 @@ INLINE void dual_forms(const Conv& c, const Table<T>& table, Column<T>* out) {
 template <class T>
 float build_table(const Conv& c, const Plan& p, int64_t ch, int64_t first, int64_t count, const Table<T>& table) {
   Column<T> least = Column<T>{} + 1;
-  const int64_t base = kernel_offset(c, ch, first), bytes = item_size(c.weight_type);
+  const int64_t base = kernel_offset(c, ch, first);
   for (int64_t j = 0; j < count; j += kFilters) {
-    // kernels of one channel lie far apart: no hardware sees the next ones coming
-    for (int64_t i = j + kFilters; i < smaller(count, j + 2 * kFilters); ++i)
-      __builtin_prefetch((const char*)c.weight + (base + i * c.weight_j) * bytes);
     load_kernels<T, kFilters>(
         c, [&](int64_t i) { return j + i < count ? base + (j + i) * c.weight_j : -1; }, table.kernel);
     scale_kernels<T, kFilters>(table.kernel, c.taps(), table.back + j, least);
