@@ -36,72 +36,113 @@ INLINE int64_t tap_offset(const Conv& c, const Tile& t, int64_t tap) {
   return t.index(d * c.dilation[0], h * c.dilation[1], w * c.dilation[2]);
 }
 
-// The products of one row with another (Same: itself) at every column shift, K = kernel width. zone[shift][slot]: slot
-// 0 takes the columns that every window of a shift contains, 1..K-1 the first K-1 columns, K..2K-2 the last, one by
-// one.
-template <class T, int K, bool Same>
+// Lags. Every S-th column (row) counted from a tap's own is a class; a tap of class q is q + S m, and the outputs under
+// it are the class's entries m, m + 1 ... So the taps of one class share the products at one shift (row distance) and
+// differ in the first and last entries alone.
+
+// The products of one row with another (Same: itself) at every column shift of class Q, for kernel width K and stride
+// S. zone[shift][slot]: slot 0 takes the entries that every tap's window contains, the next M - 1 the first ones, the
+// last M - 1 the ones behind them, one by one.
+template <class T, int K, int S, int Q, bool Same>
 INLINE void row_products(const V<T>* base, const V<T>* other, int64_t columns, V<T>* zone) {
-  constexpr int shifts = Same ? K : 2 * K - 1, first = Same ? 0 : 1 - K, slots = 2 * K - 1;
+  constexpr int M = (K - Q + S - 1) / S, first = Same ? 0 : -(Q + S * (M - 1)), shifts = K - Q - first;
+  constexpr int slots = 2 * M - 1;
   V<T> sum[shifts] = {}, window[shifts];
+  base += Q;
+  other += Q;
 #pragma GCC unroll 16
-  for (int i = 0; i + 1 < shifts; ++i) window[i] = other[K - 1 + first + i];
-  for (int64_t w = K - 1; w < columns; ++w) {
-    window[shifts - 1] = other[w + K - 1];
-    const V<T> x = base[w];
+  for (int i = 0; i + S < shifts; ++i) window[i] = other[S * (M - 1) + first + i];
+  for (int64_t w = M - 1; w < columns; ++w) {
+#pragma GCC unroll 2
+    for (int i = shifts > S ? shifts - S : 0; i < shifts; ++i) window[i] = other[S * w + first + i];
+    const V<T> x = base[S * w];
 #pragma GCC unroll 16
     for (int i = 0; i < shifts; ++i) sum[i] += x * window[i];
 #pragma GCC unroll 16
-    for (int i = 0; i + 1 < shifts; ++i) window[i] = window[i + 1];
+    for (int i = 0; i + S < shifts; ++i) window[i] = window[i + S];
   }
 #pragma GCC unroll 16
   for (int i = 0; i < shifts; ++i) zone[i * slots] += sum[i];
 #pragma GCC unroll 8
-  for (int e = 0; e < K - 1; ++e) {
-    const V<T> left = base[e], right = base[columns + e];
+  for (int e = 0; e < M - 1; ++e) {
+    const int64_t right = columns + e;
 #pragma GCC unroll 16
     for (int i = 0; i < shifts; ++i) {
       const int shift = first + i;
-      if (e + shift >= 0) zone[i * slots + 1 + e] += left * other[e + shift];
-      if (e + shift < K - 1) zone[i * slots + K + e] += right * other[columns + e + shift];
+      if (Q + S * e + shift >= 0) zone[i * slots + 1 + e] += base[S * e] * other[S * e + shift];
+      if (Q + S * e + shift < K - S) zone[i * slots + M + e] += base[S * right] * other[S * right + shift];
     }
   }
 }
 
-template <class T, int K>
-void lags(const Conv& c, const Tile& t, const V<T>* x, V<T>* zones, V<T>* out) {
-  constexpr int slots = 2 * K - 1, zone = slots * slots;
-  const int64_t height = c.kernel[1], rows = t.out[1], columns = t.out[2], taps = c.taps();
-  for (int64_t dr = 0; dr < height; ++dr) {
-    const int64_t edges =
-        height - 1 - dr;  // rows at each end that only some windows contain: zones 1.., then 1+edges..
-    for (int64_t i = 0; i < (1 + 2 * edges) * zone; ++i) zones[i] = V<T>{};
-    for (int64_t r = 0; r < rows + edges; ++r) {
-      V<T>* z = zones + (r < edges ? 1 + r : r < rows ? 0 : 1 + edges + r - rows) * zone;
-      const V<T>*base = x + r * t.extent[2], *other = base + dr * t.extent[2];
-      if (dr == 0)
-        row_products<T, K, true>(base, other, columns, z);
-      else
-        row_products<T, K, false>(base, other, columns, z);
-    }
-    const int first = dr == 0 ? 0 : 1 - K;
-    for (int shift = first; shift < K; ++shift) {
-      const int64_t at = (shift - first) * slots;
-      const int begin = shift < 0 ? -shift : 0, end = shift < 0 ? K : K - shift;
-      for (int64_t a = 0; a <= edges; ++a) {
-        V<T> row[slots];
-        for (int s = 0; s < slots; ++s) {
-          row[s] = zones[at + s];
-          for (int64_t r = a; r < edges; ++r) row[s] += zones[(1 + r) * zone + at + s];
-          for (int64_t r = 0; r < a; ++r) row[s] += zones[(1 + edges + r) * zone + at + s];
-        }
-        for (int b = begin; b < end; ++b) {
-          V<T> sum = row[0];
-          for (int e = b; e < K - 1; ++e) sum += row[1 + e];
-          for (int e = 0; e < b; ++e) sum += row[K + e];
-          out[pair_index(taps, a * K + b, (a + dr) * K + b + shift)] = sum;
-        }
+// All pairs of a tap of column class Q and row class `top` with the taps `dr` rows below it.
+template <class T, int K, int S, int Q, bool Same>
+void lag_class(const Conv& c, const Tile& t, const V<T>* x, int64_t top, int64_t dr, V<T>* zones, V<T>* out) {
+  constexpr int M = (K - Q + S - 1) / S, first = Same ? 0 : -(Q + S * (M - 1)), shifts = K - Q - first;
+  constexpr int slots = 2 * M - 1, zone = shifts * slots;
+  const int64_t down = c.stride[1], rows = t.out[1], taps = c.taps();
+  const int64_t edges = (c.kernel[1] - dr - top + down - 1) / down - 1;  // rows at each end that not all taps meet
+  for (int64_t i = 0; i < (1 + 2 * edges) * zone; ++i) zones[i] = V<T>{};
+  for (int64_t r = 0; r < rows + edges; ++r) {
+    V<T>* z = zones + (r < edges ? 1 + r : r < rows ? 0 : 1 + edges + r - rows) * zone;
+    const V<T>* base = x + (top + r * down) * t.extent[2];
+    row_products<T, K, S, Q, Same>(base, base + dr * t.extent[2], t.out[2], z);
+  }
+  for (int i = 0; i < shifts; ++i)
+    for (int64_t a = 0; a <= edges; ++a) {
+      V<T> row[slots];
+      for (int s = 0; s < slots; ++s) {
+        const V<T>* at = zones + i * slots + s;
+        row[s] = *at;
+        for (int64_t r = a; r < edges; ++r) row[s] += at[(1 + r) * zone];
+        for (int64_t r = 0; r < a; ++r) row[s] += at[(1 + edges + r) * zone];
+      }
+      for (int m = 0; m < M; ++m) {
+        const int b = Q + S * m, other = b + first + i;
+        if (other < 0 || other >= K) continue;
+        V<T> sum = row[0];
+        for (int e = m; e < M - 1; ++e) sum += row[1 + e];
+        for (int e = 0; e < m; ++e) sum += row[M + e];
+        const int64_t y = top + down * a;
+        out[pair_index(taps, y * K + b, (y + dr) * K + other)] = sum;
       }
     }
+}
+
+template <class T, int K, int S>
+void lags(const Conv& c, const Tile& t, const V<T>* x, V<T>* zones, V<T>* out) {
+  for (int64_t dr = 0; dr < c.kernel[1]; ++dr)
+    for (int64_t top = 0; top < smaller(c.stride[1], c.kernel[1] - dr); ++top) {
+      if (dr == 0)
+        lag_class<T, K, S, 0, true>(c, t, x, top, dr, zones, out);
+      else
+        lag_class<T, K, S, 0, false>(c, t, x, top, dr, zones, out);
+      if constexpr (S > 1 && K > 1) {
+        if (dr == 0)
+          lag_class<T, K, S, 1, true>(c, t, x, top, dr, zones, out);
+        else
+          lag_class<T, K, S, 1, false>(c, t, x, top, dr, zones, out);
+      }
+    }
+}
+
+template <class T, int S>
+void lags(const Conv& c, const Tile& t, const V<T>* x, V<T>* zones, V<T>* out) {
+  switch (c.kernel[2]) {
+    case 1:
+      return lags<T, 1, S>(c, t, x, zones, out);
+    case 2:
+      return lags<T, 2, S>(c, t, x, zones, out);
+    case 3:
+      return lags<T, 3, S>(c, t, x, zones, out);
+    case 4:
+      return lags<T, 4, S>(c, t, x, zones, out);
+    case 5:
+      return lags<T, 5, S>(c, t, x, zones, out);
+    case 6:
+      return lags<T, 6, S>(c, t, x, zones, out);
+    default:
+      return lags<T, 7, S>(c, t, x, zones, out);
   }
 }
 
@@ -181,22 +222,7 @@ void tile_features(const Conv& c, const Plan& p, const Tile& t, const V<T>* x, V
     case Path::norms:
       return squares<T>(c, t, x, out);
     case Path::lags:
-      switch (c.kernel[2]) {
-        case 1:
-          return lags<T, 1>(c, t, x, zones, out);
-        case 2:
-          return lags<T, 2>(c, t, x, zones, out);
-        case 3:
-          return lags<T, 3>(c, t, x, zones, out);
-        case 4:
-          return lags<T, 4>(c, t, x, zones, out);
-        case 5:
-          return lags<T, 5>(c, t, x, zones, out);
-        case 6:
-          return lags<T, 6>(c, t, x, zones, out);
-        default:
-          return lags<T, 7>(c, t, x, zones, out);
-      }
+      return c.stride[2] == 1 ? lags<T, 1>(c, t, x, zones, out) : lags<T, 2>(c, t, x, zones, out);
     case Path::gram:
       return gram<T>(c, t, x, out);
     case Path::dual:

@@ -3,7 +3,9 @@
 //
 //   norms        1x1 kernels: |w_ij| * sum_n ||x_ni||
 //   window_sums  "l1": every tap's window summed once, over the sum of all maps
-//   lags         stride and dilation 1, kernels up to 7x7: a product sum per lag and its edges, then as gram
+//   lags         dilation 1, strides up to 2 along rows, kernels up to 7x7: a product sum per lag and its edges, then
+//   as
+//                gram
 //   gram         every pair of taps: F = k²(k²+1)/2 features, F per filter in phase 2
 //   dual         maps with fewer pixels P than taps: the norm as a quadratic form of the map instead of the kernel,
 //                F = P(P+1)/2; the kernels' P x P forms are made once per layer
@@ -25,16 +27,32 @@ constexpr double kRoot = 8;  // of one vector
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool lags_serve(const Conv& c, const int64_t* tile) {
-  for (int d = 0; d < 3; ++d) {
-    if (c.kernel[d] > 1 && (c.stride[d] > 1 || c.dilation[d] > 1)) return false;
-    if (c.stride[d] > 1) return false;
-  }
-  if (c.kernel[0] > 1 || c.kernel[1] > 7 || c.kernel[2] > 7) return false;
+  for (int d = 0; d < 3; ++d)
+    if (c.kernel[d] > 1 && c.dilation[d] > 1) return false;
+  if (c.kernel[0] > 1 || c.stride[0] > 1 || c.stride[2] > 2 || c.kernel[1] > 7 || c.kernel[2] > 7) return false;
   for (int d = 1; d < 3; ++d) {
     const int64_t tiles = ceil_div(c.out[d], tile[d]);
     if (c.out[d] - (tiles - 1) * tile[d] < c.kernel[d] - 1) return false;
   }
   return true;
+}
+
+// Multiply-adds of `lags` for one map: a row of products for every row of a tap's class and its partner.
+double lag_products(const Conv& c) {
+  double rows = 0, columns = 0, below = 0;
+  for (int64_t top = 0; top < std::min(c.stride[1], c.kernel[1]); ++top)
+    for (int64_t dr = 0; top + dr < c.kernel[1]; ++dr) {
+      const double count = c.out[1] + (c.kernel[1] - dr - top - 1) / c.stride[1];
+      (dr == 0 ? rows : below) += count;
+    }
+  double half = 0;
+  for (int64_t q = 0; q < std::min(c.stride[2], c.kernel[2]); ++q) {
+    const int64_t taps = (c.kernel[2] - q + c.stride[2] - 1) / c.stride[2];
+    const double count = c.out[2] + taps - 1;
+    half += count * (c.kernel[2] - q);
+    columns += count * (c.kernel[2] + c.stride[2] * (taps - 1));
+  }
+  return c.out[0] * (rows * half + below * columns);
 }
 
 void choose_path(const Conv& c, Plan& p) {
@@ -59,11 +77,8 @@ void choose_path(const Conv& c, Plan& p) {
     p.path = path;
     p.features = (int64_t)count;
   };
-  if (lags_serve(c, p.tile)) {
-    const double rows = c.out[1] + c.kernel[1] - 1, columns = c.out[2] + c.kernel[2] - 1;
-    const double lags = c.kernel[2] + (c.kernel[1] - 1) * (2 * c.kernel[2] - 1);
-    offer(Path::lags, 1.3 * c.out[0] * rows * columns * lags + 6 * features + filters * (features + kRoot), features);
-  }
+  if (lags_serve(c, p.tile))
+    offer(Path::lags, 1.3 * lag_products(c) + 6 * features + filters * (features + kRoot), features);
   offer(Path::gram, 1.1 * positions * features + filters * (features + kRoot), features);
   const double sample_vectors = std::max(1.0, c.samples / 16.0);
   offer(Path::dual, dual + filters * (dual + kRoot + 2 * positions * (taps + dual) / (16 * sample_vectors)), dual);
