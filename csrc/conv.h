@@ -7,6 +7,7 @@
 namespace nnrelief {
 
 enum class Dtype { f16, bf16, f32, f64 };
+inline int64_t item_size(Dtype type) { return type == Dtype::f64 ? 8 : type == Dtype::f32 ? 4 : 2; }
 enum class Padding { zeros, reflect, replicate, circular };
 enum class Variant { paper, norm_of_mean, l1 };
 enum class Path { norms, lags, gram, dual, direct, window_sums };

@@ -8,6 +8,7 @@ namespace {
 
 using nnrelief::Conv;
 using nnrelief::Dtype;
+using nnrelief::item_size;
 using nnrelief::Path;
 using nnrelief::Plan;
 
@@ -23,8 +24,6 @@ struct Range {
   }
   INLINE void see(V<double>) {}  // float64 has the range for every square of a float32
 };
-
-INLINE int64_t item_size(Dtype type) { return type == Dtype::f64 ? 8 : type == Dtype::f32 ? 4 : 2; }
 
 struct Lanes {
   const char* base;  // element 0 of lane 0's map

@@ -3,8 +3,7 @@
 //
 //   norms        1x1 kernels: |w_ij| * sum_n ||x_ni||
 //   window_sums  "l1": every tap's window summed once, over the sum of all maps
-//   lags         dilation 1, strides up to 2 along rows, kernels up to 7x7: a product sum per lag and its edges, then
-//   as
+//   lags         dilation 1, columns at most 2 apart, kernels up to 7x7: a product sum per lag and its edges; then as
 //                gram
 //   gram         every pair of taps: F = k²(k²+1)/2 features, F per filter in phase 2
 //   dual         maps with fewer pixels P than taps: the norm as a quadratic form of the map instead of the kernel,
@@ -124,10 +123,7 @@ Plan make_plan(const Conv& c, Width width) {
 
   p.item_channels = p.channel_lanes ? lanes : std::clamp<int64_t>(c.channels / 64, 1, 16);
   p.channel_items = ceil_div(c.channels, p.item_channels);
-  const int64_t kernels = c.filters * c.taps() * p.item_channels *
-                          (c.weight_type == Dtype::f64   ? 8
-                           : c.weight_type == Dtype::f32 ? 4
-                                                         : 2);
+  const int64_t kernels = c.filters * c.taps() * p.item_channels * item_size(c.weight_type);
   const bool tables = p.path != Path::norms && p.path != Path::direct;
   p.packed = tables && c.groups == 1 && p.item_channels > 1 && kernels <= kPackedBytes ? kernels : 0;
   p.chunks = 1;
