@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from nnrelief_kernels import fold_masks, get_masks, prune, prune_iteratively, reference
+from nnrelief_kernels.history import read_history
 from nnrelief_kernels.masks import dense_state
-from nnrelief_kernels.pruning import read_history
 
 
 class Small(nn.Module):
