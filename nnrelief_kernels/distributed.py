@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -48,6 +49,12 @@ def gather(value: T) -> list[T]:
     found: list[Any] = [None] * world()
     torch.distributed.all_gather_object(found, value)
     return found
+
+
+def broadcast(tensors: Iterable[Tensor]) -> None:
+    """Overwrite tensors with rank 0's."""
+    for tensor in tensors:
+        torch.distributed.broadcast(tensor, 0)
 
 
 def on_first(function: Callable[[], T]) -> T:

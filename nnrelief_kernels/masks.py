@@ -66,7 +66,7 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
             present = Masked(mask.clone())
         for at in held:
             if _mask_of(*at) is None:
-                parametrize.register_parametrization(*at, present, unsafe=True)
+                _register(*at, present)
     _zero_pruned(model)
 
 
@@ -101,9 +101,16 @@ def load_masks(path: str | Path) -> Masks:
 def fold_masks(model: nn.Module) -> None:
     """Write the zeros into the parameters and take the masks off: plain parameter names, the same outputs."""
     model = unwrap(model)
-    for name in _masked(model):
+    for name, masked in _masked(model).items():
         layer, attribute = _slot(model, name)
+        original, alone = behind(layer, attribute), _only_masked(layer, attribute)
+        if alone:
+            with torch.no_grad():
+                original.mul_(masked.mask)
+            _chain(layer, attribute).original = _alias(original)
         parametrize.remove_parametrizations(layer, attribute, leave_parametrized=True)
+        if alone:
+            layer._parameters[attribute] = cast(nn.Parameter, original)
 
 
 def dense_state(model: nn.Module) -> dict[str, Tensor]:
@@ -148,7 +155,7 @@ def _zero_pruned(model: nn.Module) -> None:
     with torch.no_grad():
         for name, masked in _masked(model).items():
             layer, attribute = _slot(model, name)
-            if len(cast(nn.ModuleList, cast(nn.ModuleDict, layer.parametrizations)[attribute])) == 1:
+            if _only_masked(layer, attribute):
                 behind(layer, attribute).mul_(masked.mask)
 
 
@@ -177,11 +184,34 @@ def _holders(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
     return found
 
 
+def _register(layer: nn.Module, attribute: str, masked: Masked) -> None:
+    """Masks a parameter that stays the same object with the same hooks: torch's own way takes those of DDP off it."""
+    if parametrize.is_parametrized(layer, attribute):  # by something else: the mask goes over its result
+        parametrize.register_parametrization(layer, attribute, masked, unsafe=True)
+        return
+    original = behind(layer, attribute)
+    layer._parameters[attribute] = _alias(original)
+    parametrize.register_parametrization(layer, attribute, masked, unsafe=True)
+    _chain(layer, attribute).original = cast(nn.Parameter, original)
+
+
+def _alias(parameter: Tensor) -> nn.Parameter:
+    """Another parameter of the same memory."""
+    return nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+
+
+def _chain(layer: nn.Module, attribute: str) -> parametrize.ParametrizationList:
+    return cast(parametrize.ParametrizationList, cast(nn.ModuleDict, layer.parametrizations)[attribute])
+
+
+def _only_masked(layer: nn.Module, attribute: str) -> bool:
+    return len(_chain(layer, attribute)) == 1
+
+
 def _mask_of(layer: nn.Module, attribute: str) -> Masked | None:
     if not parametrize.is_parametrized(layer, attribute):
         return None
-    chain = cast("nn.ModuleDict", layer.parametrizations)[attribute]
-    return next((p for p in cast("nn.ModuleList", chain) if isinstance(p, Masked)), None)
+    return next((p for p in _chain(layer, attribute) if isinstance(p, Masked)), None)
 
 
 def _masked(model: nn.Module) -> dict[str, Masked]:

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import distributed
 from .checkpoint import load_checkpoint, save_checkpoint
 from .collect import Collector, Forward
-from .distributed import gather, on_first, rank
+from .distributed import broadcast, gather, in_use, on_first, rank
 from .history import Iteration, write_history
 from .layers import CONVS, Layer, Which, behind, find_layers, matching, unwrap
 from .masks import Masks, apply_masks, get_masks, load_dense
@@ -66,7 +65,8 @@ def prune(
         compat, min_keep: as in `keep_mask`.
         forward: runs the model it is handed on a batch.
         shared: whether the processes of torch.distributed each hold a part of the pruning set (one may hold none) and prune
-            together: their sums are added and their masks equal. None for: where torch.distributed is initialised.
+            together: rank 0's buffers go to all, their sums are added, their masks are equal. None for: where
+            torch.distributed is initialised.
         drop_unread: where the layers form a chain, a unit that nothing reads any more loses its own connections as well,
             from the last layer to the first. The outputs do not change (the backward pass of the authors' scripts).
 
@@ -92,7 +92,7 @@ def prune(
         batches = [batches]
     elif propagate == "pruned":
         _check_rereadable(batches)
-    together = distributed.in_use() if shared is None else shared
+    together = in_use() if shared is None else shared
 
     def collect(scored: nn.Module, names: Iterable[Which]) -> Collector:
         with Collector(scored, names, variant=variant, backend=backend) as collector:
@@ -107,6 +107,8 @@ def prune(
         except ValueError as error:
             raise ValueError(f"layer {name!r} cannot be pruned: {error}") from error
 
+    if together:
+        broadcast(model.buffers())  # BatchNorm's running statistics differ between ranks after training
     collector = collect(model, list(found))
     if collector.uncalled:
         warnings.warn(f"layers never called, left as they are: {', '.join(collector.uncalled)}", stacklevel=2)
