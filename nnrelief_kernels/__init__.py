@@ -3,7 +3,7 @@
 from .accumulate import ConvAccumulator, LinearAccumulator
 from .collect import Collector
 from .magnitude import magnitude_masks
-from .masks import apply_masks, fold_masks, get_masks
+from .masks import apply_masks, fold_masks, get_masks, load_masks, save_masks
 from .measure import jaccard, measure
 from .pruning import prune, prune_iteratively
 from .scoring import explain, score_conv, score_linear
@@ -20,10 +20,12 @@ __all__ = [
     "jaccard",
     "keep_mask",
     "keep_rank",
+    "load_masks",
     "magnitude_masks",
     "measure",
     "prune",
     "prune_iteratively",
+    "save_masks",
     "score_conv",
     "score_linear",
     "target_sparsity",

@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from .geometry import ConvGeometry, conv_geometry
+from .geometry import conv_geometry
+from .layers import Conv, Layer
 from .scoring import bias_factor, score_conv, score_linear, share
 
-Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
-CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Sums = dict[str, Tensor]
 
 
 class Accumulator:
     """What the accumulators of both kinds of layer share: float64 sums on the layer's device, and nothing else."""
 
-    layer: nn.Module
+    layer: Layer
+    has_bias: bool
     sums: Sums
 
-    def update(self, acts: Tensor) -> None:
-        """Add a batch of the activations that enter the layer."""
+    def update(self, acts: Tensor, layer: Layer | None = None) -> None:
+        """Add a batch of the activations that enter the layer, or that enter `layer`, another holder of its weight."""
         raise NotImplementedError
+
+    def signal(self) -> Tensor:
+        """The numerators of the scores: (C_out, C_in/groups), one more column with a bias, summed over samples, float64."""
+        signal = self._weight_signal()
+        return torch.cat([signal, self.sums["bias"][:, None]], 1) if self.has_bias else signal
 
     def scores(self) -> Tensor:
         """What the scoring function of the layer's kind gives on all samples at once."""
-        raise NotImplementedError
+        scores = share(self.signal())
+        return scores if self.layer.weight.dtype == torch.float64 else scores.float()
 
     @property
     def samples(self) -> int:
@@ -71,6 +77,15 @@ class Accumulator:
         """
         all_reduce([self], group)
 
+    def _weight_signal(self) -> Tensor:
+        raise NotImplementedError
+
+    def _count(self, samples: int, factor: float, layer: Layer | None) -> None:
+        called = layer or self.layer
+        self.sums["samples"] += samples
+        if called.bias is not None:
+            self.sums["bias"] += called.bias.detach().double().abs() * (samples * factor)
+
     def _check(self, state: Mapping[str, Tensor]) -> None:
         if state.keys() != self.sums.keys():
             raise ValueError(f"state must hold {sorted(self.sums)}, got {sorted(state)}")
@@ -108,24 +123,22 @@ class LinearAccumulator(Accumulator):
     def __init__(self, layer: nn.Linear, backend: str = "auto") -> None:
         self.layer: nn.Linear = layer
         self.backend = backend
+        self.has_bias = layer.bias is not None
         device = layer.weight.device
         self.sums = {
             "signal": torch.zeros(layer.in_features, dtype=torch.float64, device=device),
+            "bias": torch.zeros(layer.out_features, dtype=torch.float64, device=device),
             "samples": torch.zeros((), dtype=torch.float64, device=device),
         }
 
-    def update(self, acts: Tensor) -> None:
+    def update(self, acts: Tensor, layer: Layer | None = None) -> None:
         """Add a batch, (..., in)."""
         ones = acts.new_ones(1, acts.shape[-1])
         self.sums["signal"] += score_linear(ones, acts, normalize=False, backend=self.backend)[0]
-        self.sums["samples"] += acts.numel() // acts.shape[-1]
+        self._count(acts.numel() // acts.shape[-1], 1.0, layer)
 
-    def scores(self) -> Tensor:
-        """As `score_linear` on all samples at once."""
-        signal = self.layer.weight.detach().double().abs() * self.sums["signal"]
-        if self.layer.bias is not None:
-            signal = torch.cat([signal, (self.layer.bias.detach().double().abs() * self.sums["samples"])[:, None]], 1)
-        return _rounded(share(signal), self.layer.weight)
+    def _weight_signal(self) -> Tensor:
+        return self.layer.weight.detach().double().abs() * self.sums["signal"]
 
 
 class ConvAccumulator(Accumulator):
@@ -134,20 +147,22 @@ class ConvAccumulator(Accumulator):
     def __init__(self, layer: Conv, variant: str = "paper", backend: str = "auto") -> None:
         self.layer: Conv = layer
         self.variant, self.backend = variant, backend
+        self.has_bias = layer.bias is not None
         weight = layer.weight
         self.sums = {
             "signal": torch.zeros(weight.shape[:2], dtype=torch.float64, device=weight.device),
+            "bias": torch.zeros(len(weight), dtype=torch.float64, device=weight.device),
             "samples": torch.zeros((), dtype=torch.float64, device=weight.device),
-            "bias_factor": torch.zeros((), dtype=torch.float64, device=weight.device),
         }
         if variant == "norm_of_mean":
             self.sums["signal"] = torch.zeros(0, dtype=torch.float64, device=weight.device)
 
-    def update(self, acts: Tensor) -> None:
+    def update(self, acts: Tensor, layer: Layer | None = None) -> None:
         """Add a batch, (N, C_in, *spatial) or one sample without N."""
-        if acts.ndim == self.layer.weight.ndim - 1:
+        called = cast(Conv, layer) if layer is not None else self.layer
+        if acts.ndim == called.weight.ndim - 1:
             acts = acts[None]
-        geometry = self.geometry(acts)
+        geometry = conv_geometry(tuple(acts.shape[2:]), tuple(called.weight.shape[2:]), **conv_options(called))
         if self.variant == "norm_of_mean":
             total = acts.new_zeros(acts.shape[1:], dtype=torch.float64)
             for block in torch.split(acts.detach(), max(1, (1 << 20) // total.numel())):  # |acts| is never held whole
@@ -162,30 +177,28 @@ class ConvAccumulator(Accumulator):
             else:
                 self.sums["signal"] += total
         else:
-            self.sums["signal"] += self._score(acts)
-        self.sums["samples"] += acts.shape[0]
-        self.sums["bias_factor"] += acts.shape[0] * bias_factor(geometry, self.variant)
+            self.sums["signal"] += self._score(acts, called)
+        self._count(len(acts), bias_factor(geometry, self.variant), called)
 
-    def scores(self) -> Tensor:
-        """As `score_conv` on all samples at once."""
-        signal = self.sums["signal"]
+    def _weight_signal(self) -> Tensor:
         if self.variant == "norm_of_mean":
-            signal = self._score(signal[None])
-        if self.layer.bias is not None:
-            signal = torch.cat([signal, (self.layer.bias.detach().double().abs() * self.sums["bias_factor"])[:, None]], 1)
-        return _rounded(share(signal), self.layer.weight)
+            return self._score(self.sums["signal"][None], self.layer)
+        return self.sums["signal"]
 
-    def geometry(self, acts: Tensor) -> ConvGeometry:
-        return conv_geometry(tuple(acts.shape[2:]), tuple(self.layer.weight.shape[2:]), **self._options())
-
-    def _options(self) -> dict[str, Any]:
-        return {key: getattr(self.layer, key) for key in ("stride", "padding", "dilation", "groups", "padding_mode")}
-
-    def _score(self, acts: Tensor) -> Tensor:
+    def _score(self, acts: Tensor, layer: Conv) -> Tensor:
         return score_conv(
-            self.layer.weight, acts, **self._options(), variant=self.variant, normalize=False, backend=self.backend
+            layer.weight, acts, **conv_options(layer), variant=self.variant, normalize=False, backend=self.backend
         )
 
 
-def _rounded(scores: Tensor, weight: Tensor) -> Tensor:
-    return scores if weight.dtype == torch.float64 else scores.float()
+def accumulator_of(tied: Sequence[Layer], variant: str = "paper", backend: str = "auto") -> Accumulator:
+    """A fresh accumulator for the layers that share one weight."""
+    first = tied[0]
+    found = LinearAccumulator(first, backend) if isinstance(first, nn.Linear) else ConvAccumulator(first, variant, backend)
+    found.has_bias = any(layer.bias is not None for layer in tied)
+    return found
+
+
+def conv_options(layer: Conv) -> dict[str, Any]:
+    """A convolution's own arguments of `score_conv`."""
+    return {key: getattr(layer, key) for key in ("stride", "padding", "dilation", "groups", "padding_mode")}

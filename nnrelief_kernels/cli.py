@@ -9,20 +9,14 @@ import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
-from torch import Tensor
 
-from . import backends
-from .collect import Collector
-from .files import atomic_write
-from .masks import dense_state, fold_masks
-from .paper.data import Dataset, load
+from . import backends, runs
 from .paper.models import MODELS
-from .paper.training import LENET, Recipe, error, train
-from .plots import plot_architecture, plot_history
-from .pruning import Iteration, prune_iteratively
+from .paper.training import LENET
+from .pruning import PROPAGATE
 from .scoring import VARIANTS
 from .selection import COMPATS, keep_mask
 
@@ -70,13 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for results (default: %(default)s)")
     demo.add_argument("--seed", type=int, default=0)
-    demo.set_defaults(run=_demo)
+    demo.set_defaults(run=runs.demo)
 
     prune = commands.add_parser(
         "prune",
         help="train a LeNet and prune it iteratively",
         description="Train a LeNet with the recipe of the publication, then repeat: score, prune, rewind, retrain.",
-        epilog="example: nnrelief prune --model lenet300-100 --data mnist.npz --iterations 8 --out mnist",
+        epilog="example: nnrelief prune --model lenet300-100 --data mnist.npz --iterations 8 --out mnist; or torchrun "
+        "--nproc-per-node 2 -m nnrelief_kernels prune ...: each process then scores its share of the images, rank 0 trains",
     )
     _add_model_and_data(prune)
     prune.add_argument(
@@ -92,11 +87,18 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--samples", type=_positive, default=1000, help="training images to score on (default: %(default)s)")
     prune.add_argument("--variant", choices=VARIANTS, default="paper", help="score of convolutions (default: %(default)s)")
     prune.add_argument("--compat", choices=COMPATS, default="paper", help="selection rule (default: %(default)s)")
+    prune.add_argument(
+        "--propagate", choices=PROPAGATE, default="original", help="whose activations score a layer (default: %(default)s)"
+    )
+    prune.add_argument(
+        "--alpha", type=_own_alpha, action="append", default=[], metavar="PATTERN=SHARE", help="of layers whose names fit"
+    )
+    prune.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help="layers not to prune; may be repeated")
     prune.add_argument("--no-rewind", action="store_true", help="retrain from the surviving weights, not from the initial ones")
     prune.add_argument("--seed", type=int, default=0)
     prune.add_argument("--out", type=Path, required=True, help="folder for history, pictures and weights")
     prune.add_argument("--resume", action="store_true", help="go on with the run that --out holds")
-    prune.set_defaults(run=_prune)
+    prune.set_defaults(run=runs.prune)
 
     score = commands.add_parser(
         "score",
@@ -111,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--samples", type=_positive, default=1000, help="training images to score on (default: %(default)s)")
     score.add_argument("--variant", choices=VARIANTS, default="paper")
     score.add_argument("--out", type=Path, help="file for the scores, as safetensors")
-    score.set_defaults(run=_score)
+    score.set_defaults(run=runs.score)
 
     bench = commands.add_parser(
         "bench",
@@ -148,6 +150,13 @@ def _alpha(text: str) -> float:
     return float(text)
 
 
+def _own_alpha(text: str) -> tuple[str, float]:
+    pattern, _, share = text.rpartition("=")
+    if not pattern:
+        raise argparse.ArgumentTypeError(f"must be PATTERN=SHARE, got {text!r}")
+    return pattern, _alpha(share)
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
@@ -169,129 +178,3 @@ def _info(arguments: argparse.Namespace) -> None:
     for extra, module in EXTRAS.items():
         present = "present" if importlib.util.find_spec(module) else f"absent: pip install 'nnrelief-kernels[{extra}]'"
         print(f"  {extra:12}{present}")
-
-
-def _demo(arguments: argparse.Namespace) -> None:
-    _run(arguments.out, arguments.seed, "lenet300-100", load("digits"), LENET.scaled(30), iterations=6, samples=1000)
-
-
-def _prune(arguments: argparse.Namespace) -> None:
-    checkpoint = arguments.out / "checkpoint.pt"
-    if checkpoint.exists() and not arguments.resume:
-        raise ValueError(f"{arguments.out} already holds a run: add --resume to go on with it, or name another folder")
-    _run(
-        arguments.out,
-        arguments.seed,
-        arguments.model,
-        load(arguments.data),
-        LENET.scaled(arguments.epochs),
-        iterations=arguments.iterations,
-        samples=arguments.samples,
-        rewind=not arguments.no_rewind,
-        checkpoint=True,
-        alpha_conv=arguments.alpha_conv,
-        alpha_fc=arguments.alpha_fc,
-        variant=arguments.variant,
-        compat=arguments.compat,
-    )
-
-
-def _run(
-    out: Path,
-    seed: int,
-    model_name: str,
-    data: Dataset,
-    recipe: Recipe,
-    *,
-    iterations: int,
-    samples: int,
-    rewind: bool = True,
-    checkpoint: bool = False,
-    **options: Any,
-) -> None:
-    safetensors = _safetensors()
-    torch.manual_seed(seed)
-    model = MODELS[model_name](data.image, data.classes)
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out / ".writable"):  # a folder that cannot be written is told before the training, not after
-        pass
-    (out / ".writable").unlink()
-    initial = dense_state(model)
-    if not (checkpoint and (out / "checkpoint.pt").exists()):
-        train(model, data, recipe)
-    history = prune_iteratively(
-        model,
-        data.pruning_set(samples, seed),
-        lambda pruned: train(pruned, data, recipe, description="retraining"),
-        iterations=iterations,
-        rewind=initial if rewind else None,
-        evaluate=lambda m: error(m, data.x_test, data.y_test),
-        checkpoint=out if checkpoint else None,
-        log=out / "history.jsonl",
-        **options,
-    )
-    print(table(history))
-    title = f"{model_name} on {data.name}"
-    plot_history(history, out / "history.png", title)
-    plot_architecture(history, out / "architecture.png", title)
-    fold_masks(model)
-    with atomic_write(out / "pruned.safetensors") as file:
-        file.write(safetensors.save({name: value.contiguous() for name, value in model.state_dict().items()}))
-    print(f"written to {out}: history.jsonl, history.png, architecture.png, pruned.safetensors")
-
-
-def table(history: Sequence[Iteration]) -> str:
-    """The history as text, one line per iteration."""
-    lines = ["iteration  error before -> after retraining  kept %  compression  FLOPs pruned %  active units"]
-    for i in history:
-        before = "" if i.error_before is None else f"{i.error_before:.2f} ->"
-        after = "" if i.error_after is None else f"{i.error_after:.2f} %"
-        units = "-".join(str(count) for count in i.active.values())
-        lines.append(
-            f"{i.iteration:9}  {before:>13} {after:>17}  {i.kept_percent:6.2f}  {i.compression:10.1f}x  "
-            f"{i.flops_pruned_percent:14.1f}  {units}"
-        )
-    return "\n".join(lines)
-
-
-def _score(arguments: argparse.Namespace) -> None:
-    safetensors = _safetensors()
-    data = load(arguments.data)
-    model = MODELS[arguments.model](data.image, data.classes)
-    model.load_state_dict(_weights(arguments.weights))
-    with Collector(model, variant=arguments.variant) as collector:
-        collector.run(data.pruning_set(arguments.samples))
-    scores = collector.scores()
-    print("layer   connections  kept at alpha 0.95")
-    for name, layer_scores in scores.items():
-        try:
-            kept = keep_mask(layer_scores, 0.95)
-        except ValueError as problem:
-            raise ValueError(f"layer {name!r}: {problem}") from problem
-        print(f"{name:8}{kept.numel():11}  {100 * float(kept.double().mean()):.2f} %")
-    if arguments.out:
-        with atomic_write(arguments.out) as file:
-            file.write(safetensors.save(scores))
-        print(f"scores written to {arguments.out}")
-
-
-def _weights(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ValueError(f"weights file {str(path)!r} does not exist")
-    try:
-        if path.suffix == ".safetensors":
-            return dict(_safetensors().load(path.read_bytes()))
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as problem:  # unpickling and parsing raise types of their own
-        raise ValueError(f"{path} is not a readable state_dict: {str(problem).splitlines()[0]}") from problem
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} must hold a state_dict, names to tensors")
-    return state
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as problem:
-        raise ValueError("weights are stored as safetensors: pip install 'nnrelief-kernels[safetensors]'") from problem
-    return safetensors.torch

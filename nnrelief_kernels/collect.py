@@ -2,81 +2,85 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from .accumulate import CONVS, Accumulator, Conv, ConvAccumulator, LinearAccumulator, all_reduce
+from .accumulate import accumulator_of, all_reduce
+from .layers import Layer, Which, find_layers, unwrap
 from .scoring import VARIANTS
+
+Forward = Callable[[nn.Module, Any], Any]
 
 
 class Collector:
     """Hooks that score a model's Linear and Conv1d/2d/3d layers while batches run through it; use it as a context manager.
 
+    A layer that is called several times in one forward pass, or reached under two names, is scored once on all that enters
+    it; so is a weight that several layers share. What enters the output projection of `nn.MultiheadAttention`, which never
+    calls it as a module, is worked out from the attention's own inputs.
+
     Args:
-        model: any module. A layer reached under two names is scored once, under the first.
-        layers: names and/or module types to score; None for all.
+        model: any module; of DataParallel and DistributedDataParallel, the module inside.
+        layers, exclude: names, patterns of names ("layer1.*") and module types to score and not to score; None for all.
         variant, backend: as in `score_conv`.
 
     Raises:
-        ValueError: a name is not a Linear or convolution of the model, or the variant is unknown.
+        ValueError: a name or pattern fits no Linear or convolution of the model, a transposed convolution is among the
+            chosen, or the variant is unknown.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        layers: Iterable[str | type[nn.Module]] | None = None,
+        layers: Iterable[Which] | None = None,
+        exclude: Iterable[Which] = (),
         *,
         variant: str = "paper",
         backend: str = "auto",
     ) -> None:
         if variant not in VARIANTS:
             raise ValueError(f"variant must be one of {VARIANTS}, got {variant!r}")
-        self.model = model
-        self.accumulators: dict[str, Accumulator] = {}
-        for name, layer in _chosen(model, layers).items():
-            if isinstance(layer, nn.Linear):
-                self.accumulators[name] = LinearAccumulator(layer, backend)
-            else:
-                self.accumulators[name] = ConvAccumulator(cast(Conv, layer), variant, backend)
-        self._hooks: list[Any] = []
+        self.model = unwrap(model)
+        self.layers = find_layers(self.model, layers, exclude)
+        self.accumulators = {name: accumulator_of(tied, variant, backend) for name, tied in self.layers.items()}
+        self.order: list[str] = []
+        """The layers in the order in which they were first called."""
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Collector:
-        for accumulator in self.accumulators.values():
-            self._hooks.append(accumulator.layer.register_forward_pre_hook(_hook(accumulator)))
+        attentions = {m.out_proj: m for m in self.model.modules() if isinstance(m, nn.MultiheadAttention)}
+        for name, tied in self.layers.items():
+            for layer in tied:
+                called, acts = (layer, _first) if layer not in attentions else (attentions[layer], _heads)
+                hook = called.register_forward_pre_hook(self._hook(name, layer, acts), with_kwargs=True)
+                self._stack.callback(hook.remove)
+        self._stack.enter_context(unfused())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        while self._hooks:
-            self._hooks.pop().remove()
+        self._stack.close()
 
-    def run(self, batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any] | None = None) -> None:
+    def run(self, batches: Iterable[Any], forward: Forward | None = None, *, allow_empty: bool = False) -> None:
         """Run the model over `batches` in evaluation mode without gradients; every module's own mode is restored.
 
         A batch is a tensor, a tuple or list whose first element is the input, a dict of keyword arguments, or whatever
         `forward(model, batch)` takes. Tensors are moved to the model's device.
 
         Raises:
-            ValueError: there is no batch.
+            ValueError: there is no batch, unless `allow_empty` (a process without samples of its own).
         """
-        modes = {module: module.training for module in self.model.modules()}
-        parameter = next(self.model.parameters(), None)
-        device = parameter.device if parameter is not None else torch.device("cpu")
         empty = True
-        try:
-            self.model.eval()
-            with torch.no_grad():
-                for batch in batches:
-                    empty = False
-                    call_model(self.model, batch, device, forward)
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
-        if empty:
+        with evaluating(self.model), parametrize.cached():
+            for batch in batches:
+                empty = False
+                call_model(self.model, batch, forward)
+        if empty and not allow_empty:
             raise ValueError("batches must hold at least one batch, got none")
 
     @property
@@ -126,40 +130,66 @@ class Collector:
         """
         all_reduce(list(self.accumulators.values()), group)
 
+    def _hook(
+        self, name: str, layer: Layer, acts: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Tensor]
+    ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def update(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if name not in self.order:
+                self.order.append(name)
+            self.accumulators[name].update(acts(module, args, kwargs), layer)
+
+        return update
+
     def _check_layers(self, layers: Mapping[str, Any]) -> None:
         if layers.keys() != self.accumulators.keys():
             raise ValueError(f"state must hold the layers {sorted(self.accumulators)}, got {sorted(layers)}")
 
 
-def call_model(
-    model: nn.Module, batch: Any, device: torch.device, forward: Callable[[nn.Module, Any], Any] | None = None
-) -> None:
-    """Hand one batch of `Collector.run` to the model."""
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every module's own mode is restored."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextlib.contextmanager
+def unfused() -> Iterator[None]:
+    """No fused attention and transformer layers, which run none of the modules inside them and so none of their hooks."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def call_model(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
+    """What the model returns for one batch of `Collector.run`."""
+    parameter = next(model.parameters(), None)
+    device = parameter.device if parameter is not None else torch.device("cpu")
     if forward is not None:
-        forward(model, batch)
-    elif isinstance(batch, Mapping):
-        model(**{key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()})
-    else:
-        model((batch[0] if isinstance(batch, (tuple, list)) else batch).to(device))
+        return forward(model, batch)
+    if isinstance(batch, Mapping):
+        return model(**{key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()})
+    return model((batch[0] if isinstance(batch, (tuple, list)) else batch).to(device))
 
 
-def _hook(accumulator: Accumulator) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    def update(module: nn.Module, args: tuple[Any, ...]) -> None:
-        accumulator.update(args[0])
-
-    return update
+def _first(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return cast(Tensor, args[0] if args else kwargs["input"])
 
 
-def _chosen(model: nn.Module, layers: Iterable[str | type[nn.Module]] | None) -> dict[str, nn.Module]:
-    found: dict[str, nn.Module] = {
-        name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, *CONVS))
-    }
-    if layers is None:
-        return found
-    wanted = list(layers)
-    for name in (w for w in wanted if isinstance(w, str)):
-        if name not in found:
-            near = difflib.get_close_matches(name, found) or list(found)
-            raise ValueError(f"layers names {name!r}, which is no Linear or convolution of the model; near it: {near}")
-    types = tuple(w for w in wanted if not isinstance(w, str))
-    return {name: module for name, module in found.items() if name in wanted or isinstance(module, types)}
+def _heads(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """What enters the output projection: the attention's own forward pass with the identity in its place."""
+    projection = cast(nn.Linear, attention.out_proj)
+    identity = nn.Linear(projection.in_features, projection.in_features, device="meta")
+    identity.weight = nn.Parameter(torch.eye(projection.in_features).to(projection.weight), requires_grad=False)
+    identity.bias = nn.Parameter(projection.weight.new_zeros(projection.in_features), requires_grad=False)
+    shadow = object.__new__(type(attention))  # a copy of a masked module is refused
+    shadow.__dict__ = {**attention.__dict__, "_modules": {**attention._modules, "out_proj": identity}}
+    return cast(Tensor, shadow.forward(*args, **kwargs)[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .accumulate import CONVS
+from .layers import CONVS
 from .masks import Masks
 
 SCOPES = ("layer", "global")

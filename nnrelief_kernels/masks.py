@@ -1,13 +1,21 @@
-"""Masks on a model's parameters: True where a connection stays, exactly 0 elsewhere, whatever an optimizer does."""
+"""Masks on a model's parameters: True where a connection stays, exactly 0 elsewhere, whatever an optimizer does.
+
+A parameter that several modules hold has one mask, in force in all of them. Every function takes a model that
+DistributedDataParallel or DataParallel wraps as the module inside.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+
+from .files import read_tensors, save_tensors
+from .layers import behind, unwrap
 
 Masks = dict[str, Tensor]
 """Parameter name ("fc1.weight") to a bool tensor that broadcasts to the parameter; True where it stays."""
@@ -37,7 +45,8 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         ValueError: a name is not one of the model's parameters, or a mask does not broadcast to its parameter. Nothing is
             masked then.
     """
-    slots = {name: _slot(model, name) for name in masks}
+    model = unwrap(model)
+    slots = {name: _slot(model, name) for name in sorted(masks)}  # the order of the parameters is then always the same
     for name, (layer, attribute) in slots.items():
         mask, parameter = masks[name], getattr(layer, attribute)
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
@@ -46,29 +55,67 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         fits = mask.ndim == len(shape) and all(m in (1, p) for m, p in zip(mask.shape, shape))
         if not fits:
             raise ValueError(f"masks[{name!r}] must broadcast to {tuple(parameter.shape)}, got shape {tuple(mask.shape)}")
+    holders = _holders(model)
     for name, (layer, attribute) in slots.items():
-        mask = masks[name].to(getattr(layer, attribute).device)
-        if (present := _mask_of(layer, attribute)) is not None:
+        held = holders[id(behind(layer, attribute))]
+        present = next((m for at in held if (m := _mask_of(*at)) is not None), None)
+        mask = masks[name].to(behind(layer, attribute).device)
+        if present is not None:
             present.mask = present.mask & mask
         else:
-            parametrize.register_parametrization(layer, attribute, Masked(mask.clone()), unsafe=True)
+            present = Masked(mask.clone())
+        for at in held:
+            if _mask_of(*at) is None:
+                _register(*at, present)
     _zero_pruned(model)
 
 
 def get_masks(model: nn.Module) -> Masks:
-    """Copies of the masks in force."""
-    return {name: masked.mask.clone() for name, masked in _masked(model).items()}
+    """Copies of the masks in force; a parameter held under several names is given under the first."""
+    first: dict[Masked, str] = {}
+    for name, masked in _masked(unwrap(model)).items():
+        first.setdefault(masked, name)
+    return {name: masked.mask.clone() for masked, name in first.items()}
+
+
+def save_masks(masks: Mapping[str, Tensor], path: str | Path) -> None:
+    """Write masks as safetensors, atomically.
+
+    Raises:
+        OSError: the file cannot be written; what it held before is still there.
+        ValueError: safetensors is not installed.
+    """
+    save_tensors(path, masks)
+
+
+def load_masks(path: str | Path) -> Masks:
+    """What `save_masks` wrote, on the CPU.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not a safetensors file, or safetensors is not installed.
+    """
+    return read_tensors(Path(path).read_bytes(), str(path))
 
 
 def fold_masks(model: nn.Module) -> None:
     """Write the zeros into the parameters and take the masks off: plain parameter names, the same outputs."""
-    for name in _masked(model):
+    model = unwrap(model)
+    for name, masked in _masked(model).items():
         layer, attribute = _slot(model, name)
+        original, alone = behind(layer, attribute), _only_masked(layer, attribute)
+        if alone:
+            with torch.no_grad():
+                original.mul_(masked.mask)
+            _chain(layer, attribute).original = _alias(original)
         parametrize.remove_parametrizations(layer, attribute, leave_parametrized=True)
+        if alone:
+            layer._parameters[attribute] = cast(nn.Parameter, original)
 
 
 def dense_state(model: nn.Module) -> dict[str, Tensor]:
     """A copy on the CPU of the parameters and buffers under their plain names, masked or not."""
+    model = unwrap(model)
     masked = _masked(model)
     state = {}
     for key, value in model.state_dict().items():
@@ -84,6 +131,7 @@ def load_dense(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: names are missing or unexpected, or a shape differs.
     """
+    model = unwrap(model)
     target = {}
     masked = _masked(model)
     for key, value in model.state_dict(keep_vars=True).items():
@@ -107,8 +155,8 @@ def _zero_pruned(model: nn.Module) -> None:
     with torch.no_grad():
         for name, masked in _masked(model).items():
             layer, attribute = _slot(model, name)
-            original = cast("nn.ModuleDict", layer.parametrizations)[attribute].original
-            cast(Tensor, original).mul_(masked.mask)
+            if _only_masked(layer, attribute):
+                behind(layer, attribute).mul_(masked.mask)
 
 
 def _slot(model: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -123,11 +171,47 @@ def _slot(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     return layer, attribute
 
 
+def _holders(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """The modules and attributes that hold each parameter, by its id."""
+    found: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        if isinstance(module, parametrize.ParametrizationList):
+            continue
+        masked = list(cast(nn.ModuleDict, module.parametrizations)) if parametrize.is_parametrized(module) else []
+        for attribute in (*module._parameters, *masked):
+            if (parameter := behind(module, attribute)) is not None:
+                found.setdefault(id(parameter), []).append((module, attribute))
+    return found
+
+
+def _register(layer: nn.Module, attribute: str, masked: Masked) -> None:
+    """Masks a parameter that stays the same object with the same hooks: torch's own way takes those of DDP off it."""
+    if parametrize.is_parametrized(layer, attribute):  # by something else: the mask goes over its result
+        parametrize.register_parametrization(layer, attribute, masked, unsafe=True)
+        return
+    original = behind(layer, attribute)
+    layer._parameters[attribute] = _alias(original)
+    parametrize.register_parametrization(layer, attribute, masked, unsafe=True)
+    _chain(layer, attribute).original = cast(nn.Parameter, original)
+
+
+def _alias(parameter: Tensor) -> nn.Parameter:
+    """Another parameter of the same memory."""
+    return nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+
+
+def _chain(layer: nn.Module, attribute: str) -> parametrize.ParametrizationList:
+    return cast(parametrize.ParametrizationList, cast(nn.ModuleDict, layer.parametrizations)[attribute])
+
+
+def _only_masked(layer: nn.Module, attribute: str) -> bool:
+    return len(_chain(layer, attribute)) == 1
+
+
 def _mask_of(layer: nn.Module, attribute: str) -> Masked | None:
     if not parametrize.is_parametrized(layer, attribute):
         return None
-    chain = cast("nn.ModuleDict", layer.parametrizations)[attribute]
-    return next((p for p in cast("nn.ModuleList", chain) if isinstance(p, Masked)), None)
+    return next((p for p in _chain(layer, attribute) if isinstance(p, Masked)), None)
 
 
 def _masked(model: nn.Module) -> dict[str, Masked]:

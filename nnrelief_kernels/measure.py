@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
 from torch import Tensor, fx, nn
 
-from .accumulate import CONVS
-from .collect import call_model
-
-Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+from .collect import Forward, call_model, evaluating, unfused
+from .layers import CONVS, Layer, behind, unwrap
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Counts over Linear and convolution weights and their biases; BatchNorm is not counted."""
+    """Counts over Linear and convolution weights and their biases, a shared one once; BatchNorm is not counted."""
 
     parameters: int
     kept: int
@@ -48,7 +46,7 @@ class Measurement:
         return 100 * (1 - self.flops / self.dense_flops)
 
 
-def measure(model: nn.Module, example: Any, forward: Callable[[nn.Module, Any], Any] | None = None) -> Measurement:
+def measure(model: nn.Module, example: Any, forward: Forward | None = None) -> Measurement:
     """Count what is left of `model`.
 
     Args:
@@ -59,6 +57,7 @@ def measure(model: nn.Module, example: Any, forward: Callable[[nn.Module, Any], 
     Raises:
         ValueError: the model calls no Linear or convolution on `example`.
     """
+    model = unwrap(model)
     positions = _positions(model, example, forward)
     layers = {name: cast(Layer, model.get_submodule(name)) for name in positions}
     if not layers:
@@ -80,12 +79,17 @@ def measure(model: nn.Module, example: Any, forward: Callable[[nn.Module, Any], 
             inputs[following] = feeds[following] & outputs[name].repeat_interleave(per_unit)
     active |= {name: int(outputs[name].sum()) for name in layers}
 
-    counts = {name: [p for p in (layer.weight, layer.bias) if p is not None] for name, layer in layers.items()}
-    kept = {name: sum(int((p != 0).sum()) for p in tensors) for name, tensors in counts.items()}
-    total = {name: sum(p.numel() for p in tensors) for name, tensors in counts.items()}
+    counts = {
+        name: {id(behind(layer, key)): (int((p != 0).sum()), p.numel())
+               for key in ("weight", "bias") if (p := getattr(layer, key)) is not None}
+        for name, layer in layers.items()
+    }  # fmt: skip
+    once = dict(item for parameters in counts.values() for item in parameters.items())
+    kept = {name: sum(n for n, _ in parameters.values()) for name, parameters in counts.items()}
+    total = {name: sum(n for _, n in parameters.values()) for name, parameters in counts.items()}
     return Measurement(
-        parameters=sum(total.values()),
-        kept=sum(kept.values()),
+        parameters=sum(n for _, n in once.values()),
+        kept=sum(n for n, _ in once.values()),
         dense_flops=sum(_flops(layers[n], positions[n], len(feeds[n]), len(receives[n])) for n in layers),
         flops=sum(_flops(layers[n], positions[n], int(inputs[n].sum()), int(outputs[n].sum())) for n in layers),
         active=active,
@@ -107,33 +111,29 @@ def jaccard(a: Tensor | Mapping[str, Tensor], b: Tensor | Mapping[str, Tensor]) 
     return both / either if either else 1.0
 
 
-def _positions(model: nn.Module, example: Any, forward: Callable[[nn.Module, Any], Any] | None) -> dict[str, int]:
+def _positions(model: nn.Module, example: Any, forward: Forward | None) -> dict[str, int]:
     """How often each layer's kernel or matrix is applied per sample, for the layers that `example` reaches."""
     found: dict[str, int] = {}
 
-    def record(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(module: nn.Module, args: Any, out: Tensor) -> None:
-            spatial = out.shape[1:-1] if isinstance(module, nn.Linear) else out.shape[2:]
-            found[name] = found.get(name, 0) + math.prod(spatial)
+    def record(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, out: Any) -> None:
+            if isinstance(module, nn.MultiheadAttention):  # (N, L, E) or (L, N, E), and weights that are not asked for
+                out = out[0] if module.batch_first or out[0].ndim == 2 else out[0].movedim(1, 0)
+            linear = isinstance(module, (nn.Linear, nn.MultiheadAttention))
+            found[name] = found.get(name, 0) + math.prod(out.shape[1:-1] if linear else out.shape[2:])
 
         return hook
 
-    modes = {module: module.training for module in model.modules()}
-    parameter = next(model.parameters(), None)
-    hooks = [
-        module.register_forward_hook(record(name))
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, *CONVS))
-    ]
-    try:
-        model.eval()
-        with torch.no_grad():
-            call_model(model, example, parameter.device if parameter is not None else torch.device("cpu"), forward)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
+    with contextlib.ExitStack() as stack:
+        for name, module in model.named_modules():
+            if isinstance(module, nn.MultiheadAttention):
+                projection = f"{name}.out_proj" if name else "out_proj"  # which attention never calls as a module
+                stack.callback(module.register_forward_hook(record(projection)).remove)
+            elif isinstance(module, (nn.Linear, *CONVS)):
+                stack.callback(module.register_forward_hook(record(name)).remove)
+        stack.enter_context(unfused())
+        stack.enter_context(evaluating(model))
+        call_model(model, example, forward)
     return found
 
 

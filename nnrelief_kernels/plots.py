@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import atomic_write
-from .pruning import Iteration
+from .history import Iteration
 
 
 def plot_history(history: Sequence[Iteration], path: str | Path, title: str = "") -> None:

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import itertools
-import json
-import random
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy
 import torch
 from torch import Tensor, nn
 
-from .accumulate import CONVS
-from .collect import Collector
-from .files import atomic_write
-from .masks import Masks, apply_masks, dense_state, get_masks, load_dense
-from .measure import Layer, inputs_in_use, layer_chain, measure
+from .checkpoint import load_checkpoint, save_checkpoint
+from .collect import Collector, Forward
+from .distributed import broadcast, gather, in_use, on_first, rank
+from .history import Iteration, write_history
+from .layers import CONVS, Layer, Which, behind, find_layers, matching, unwrap
+from .masks import Masks, apply_masks, get_masks, load_dense
+from .measure import inputs_in_use, layer_chain, measure
 from .progress import progress as progress_bar
 from .selection import keep_mask
 
-Forward = Callable[[nn.Module, Any], Any]
+PROPAGATE = ("original", "pruned")
 
 
 def prune(
@@ -34,28 +32,41 @@ def prune(
     *,
     alpha_conv: float = 0.95,
     alpha_fc: float = 0.95,
-    layers: Iterable[str | type[nn.Module]] | None = None,
+    alphas: Mapping[str, float] | None = None,
+    layers: Iterable[Which] | None = None,
+    exclude: Iterable[Which] = (),
+    propagate: str = "original",
     variant: str = "paper",
     compat: str = "paper",
     min_keep: int = 0,
     backend: str = "auto",
     forward: Forward | None = None,
+    shared: bool | None = None,
     drop_unread: bool = True,
 ) -> Masks:
-    """Score every connection in one pass over `batches`, and mask those outside the share alpha of each unit's signal.
+    """Score every connection over `batches`, and mask those outside the share alpha of each unit's signal.
 
-    The paper's order: each layer is scored on the activations of the network as it came, before any of its layers is pruned
-    here. Masks hold in training whatever the optimizer does, only ever shrink, and fold away with `fold_masks`.
+    Masks hold in training whatever the optimizer does, only ever shrink, and fold away with `fold_masks`. A layer that is
+    called several times is scored on all that enters it; a weight that several layers share is scored once and has one mask;
+    a layer that is never called stays as it is, with a warning that names it. `nn.MultiheadAttention`'s output projection
+    is pruned, its input projection is no layer and stays.
 
     Args:
-        model: pruned in place; its Linear and Conv1d/2d/3d layers, or those named in `layers`.
+        model: pruned in place; its Linear and Conv1d/2d/3d layers. Of DistributedDataParallel, the module inside.
         batches: the pruning set: an iterable of input tensors, of tuples or lists whose first element is the input, of dicts
             handed over as keyword arguments, or of anything `forward(model, batch)` understands; or one tensor.
         alpha_conv, alpha_fc: the share of its signal each filter or neuron keeps, in (0, 1].
-        layers: names or module types; None for all.
+        alphas: other shares by layer name or pattern of names ("layer3.*"); the first that fits counts.
+        layers, exclude: names, patterns of names or module types to prune and not to prune; None for all.
+        propagate: "original", the paper's order: one pass scores all layers on the activations of the network as it came; or
+            "pruned": one more pass per layer, each scored on the activations that the layers before it, already pruned, hand
+            on (on a copy of the model).
         variant, backend: as in `score_conv`.
         compat, min_keep: as in `keep_mask`.
-        forward: runs the model on a batch.
+        forward: runs the model it is handed on a batch.
+        shared: whether the processes of torch.distributed each hold a part of the pruning set (one may hold none) and prune
+            together: rank 0's buffers go to all, their sums are added, their masks are equal. None for: where
+            torch.distributed is initialised.
         drop_unread: where the layers form a chain, a unit that nothing reads any more loses its own connections as well,
             from the last layer to the first. The outputs do not change (the backward pass of the authors' scripts).
 
@@ -63,52 +74,56 @@ def prune(
         The masks now in force: parameter name to a bool tensor that broadcasts to the parameter, True where it stays.
 
     Raises:
-        ValueError: an option is out of range, `batches` is empty, a layer is unknown, or a layer's scores are not finite (its
-            name and how many). The model is then as it was.
+        TypeError: `batches` can be read only once, under ``propagate="pruned"``.
+        ValueError: an option is out of range, `batches` is empty, a layer or pattern is unknown, a transposed convolution is
+            not excluded, or a layer's scores are not finite (its name and how many). The model is then as it was.
     """
-    options = {"compat": compat, "min_keep": min_keep}
-    for name, alpha in (("alpha_conv", alpha_conv), ("alpha_fc", alpha_fc)):
-        _check(name, alpha, options)
-    with Collector(model, layers, variant=variant, backend=backend) as collector:
-        collector.run([batches] if isinstance(batches, Tensor) else batches, forward)
-    if collector.uncalled:
-        warnings.warn(f"layers never called, left as they are: {', '.join(collector.uncalled)}", stacklevel=2)
-    masks: Masks = {}
-    for name, scores in collector.scores().items():
-        layer = cast(Layer, model.get_submodule(name))
+    model = unwrap(model)
+    if propagate not in PROPAGATE:
+        raise ValueError(f"propagate must be one of {PROPAGATE}, got {propagate!r}")
+    rule: dict[str, Any] = {"compat": compat, "min_keep": min_keep}
+    wanted = {"alpha_conv": alpha_conv, "alpha_fc": alpha_fc, **{f"alphas[{key!r}]": v for key, v in (alphas or {}).items()}}
+    for argument, value in wanted.items():
+        _check(argument, value, rule)
+    found = find_layers(model, layers, exclude)
+    own = matching(alphas or {}, found, "alphas")
+    shares = {name: own.get(name, alpha_fc if isinstance(tied[0], nn.Linear) else alpha_conv) for name, tied in found.items()}
+    if isinstance(batches, Tensor):
+        batches = [batches]
+    elif propagate == "pruned":
+        _check_rereadable(batches)
+    together = in_use() if shared is None else shared
+
+    def collect(scored: nn.Module, names: Iterable[Which]) -> Collector:
+        with Collector(scored, names, variant=variant, backend=backend) as collector:
+            collector.run(batches, forward, allow_empty=together)
+        if together:
+            collector.all_reduce()
+        return collector
+
+    def chosen(collector: Collector, name: str) -> Masks:
         try:
-            keep = keep_mask(scores, alpha_fc if isinstance(layer, nn.Linear) else alpha_conv, compat=compat, min_keep=min_keep)
+            return _masks(model, name, found[name], keep_mask(collector.accumulators[name].scores(), shares[name], **rule))
         except ValueError as error:
             raise ValueError(f"layer {name!r} cannot be pruned: {error}") from error
-        prefix = f"{name}." if name else ""
-        if layer.bias is not None:
-            masks[f"{prefix}bias"] = keep[:, -1]
-            keep = keep[:, :-1]
-        masks[f"{prefix}weight"] = keep.reshape(*keep.shape, *(1,) * (layer.weight.ndim - 2))
+
+    if together:
+        broadcast(model.buffers())  # BatchNorm's running statistics differ between ranks after training
+    collector = collect(model, list(found))
+    if collector.uncalled:
+        warnings.warn(f"layers never called, left as they are: {', '.join(collector.uncalled)}", stacklevel=2)
+    order = [name for names in gather(collector.order) for name in names] if together else collector.order
+    masks: Masks = {}
+    scored = copy.deepcopy(model) if propagate == "pruned" else model
+    for place, name in enumerate(dict.fromkeys(order)):
+        if propagate == "pruned" and place:
+            apply_masks(scored, masks)
+            collector = collect(scored, [name])
+        masks |= chosen(collector, name)
     if drop_unread:
         _drop_unread(model, masks)
     apply_masks(model, masks)
     return get_masks(model)
-
-
-@dataclass(frozen=True)
-class Iteration:
-    """One line of a pruning history. Iteration 0 is the network before pruning; errors are what `evaluate` returned."""
-
-    iteration: int
-    error_before: float | None
-    """After pruning, before retraining."""
-    error_after: float | None
-    parameters: int
-    kept: int
-    kept_percent: float
-    compression: float
-    flops_pruned_percent: float
-    active: dict[str, int]
-    """Units with at least one connection in and one out (`measure`)."""
-    kept_per_layer: dict[str, float]
-    """Percent of each layer's connections and biases."""
-    seconds: float
 
 
 def prune_iteratively(
@@ -126,6 +141,8 @@ def prune_iteratively(
 ) -> list[Iteration]:
     """Repeat score, prune, retrain (the iterative procedure of Section 2 of Dekhovich et al. 2024); masks only shrink.
 
+    Under torch.distributed every process calls it, rank 0 writes the files, and each goes on with its own generators.
+
     Args:
         model: the trained network, pruned in place.
         batches: the pruning set as in `prune`, iterable more than once.
@@ -134,9 +151,9 @@ def prune_iteratively(
         rewind: a plain `state_dict` that weights and buffers return to before each retraining (the paper's LeNets: the
             initial parameters); None fine-tunes what the pruning left.
         evaluate: gives the error to record, before and after each retraining.
-        checkpoint: a folder that receives the state after every iteration, written atomically. If it already holds one, the
-            run goes on from there and ends with the same bits as one that was never stopped.
-        log: a file that receives the history as JSON lines.
+        checkpoint: a folder that receives the state after every iteration, written atomically (safetensors). If it already
+            holds one, the run goes on from there and ends with the same bits as one that was never stopped.
+        log: a file that receives the history as JSON lines, rewritten atomically after every iteration.
         progress: show a bar where tqdm is installed.
         options: `prune`'s.
 
@@ -145,21 +162,20 @@ def prune_iteratively(
 
     Raises:
         TypeError: `batches` can be read only once.
-        ValueError: as in `prune`; or the checkpoint is not one of this network.
+        ValueError: as in `prune`; or the checkpoint is not one of this network and this number of processes.
+        OSError: checkpoint or log cannot be written; what they held before is still there.
     """
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations!r}")
-    if iter(batches) is batches:
-        raise TypeError(f"batches must be iterable more than once, got {type(batches).__name__}: pass a list or a loader")
-    file = Path(checkpoint) / "checkpoint.pt" if checkpoint is not None else None
-    history = _resume(model, file) if file is not None and file.exists() else []
+    _check_rereadable(batches)
+    history = load_checkpoint(checkpoint, model) if checkpoint is not None else []
     if not history:
         start = time.perf_counter()
         error = evaluate(model) if evaluate else None
         history.append(_iteration(0, model, batches, None, error, start, options.get("forward")))
-        _save(model, history, file, log)
+        _save(model, history, checkpoint, log)
     first = len(history)
-    for number in progress_bar(range(first, iterations + 1), "pruning", progress):
+    for number in progress_bar(range(first, iterations + 1), "pruning", progress and rank() == 0):
         start = time.perf_counter()
         prune(model, batches, **options)
         before = evaluate(model) if evaluate else None
@@ -168,20 +184,20 @@ def prune_iteratively(
         retrain(model)
         after = evaluate(model) if evaluate else None
         history.append(_iteration(number, model, batches, before, after, start, options.get("forward")))
-        _save(model, history, file, log)
+        _save(model, history, checkpoint, log)
     return history
 
 
-def write_history(history: Iterable[Iteration], path: str | Path) -> None:
-    """The history as JSON lines, atomically."""
-    lines = [json.dumps(dataclasses.asdict(iteration)) + "\n" for iteration in history]
-    with atomic_write(path) as file:
-        file.write("".join(lines).encode())
+def _masks(model: nn.Module, name: str, tied: tuple[Layer, ...], keep: Tensor) -> Masks:
+    """`keep` (C_out, C_in/groups), with a bias one more column, as masks of the parameters of the layers it is for."""
+    weight = tied[0].weight
+    paths = {module: path for path, module in model.named_modules()}
+    masks = {_parameter(name, "weight"): keep[:, : weight.shape[1]].reshape(*weight.shape[:2], *(1,) * (weight.ndim - 2))}
+    return masks | {_parameter(paths[layer], "bias"): keep[:, -1] for layer in tied if layer.bias is not None}
 
 
-def read_history(path: str | Path) -> list[Iteration]:
-    """The history in a JSON-lines file."""
-    return [Iteration(**json.loads(line)) for line in Path(path).read_text().splitlines()]
+def _parameter(layer: str, attribute: str) -> str:
+    return f"{layer}.{attribute}" if layer else attribute
 
 
 def _drop_unread(model: nn.Module, masks: Masks) -> None:
@@ -191,9 +207,16 @@ def _drop_unread(model: nn.Module, masks: Masks) -> None:
         left = (weight != 0) & masks.get(f"{after}.weight", torch.ones_like(weight, dtype=torch.bool))
         read = inputs_in_use(layers[after], left.flatten(2).any(2) if left.ndim > 2 else left)
         read = read.reshape(len(layers[before].weight), -1).any(1)
+        if sum(behind(layer, "weight") is behind(layers[before], "weight") for layer in layers.values()) > 1:
+            continue  # another layer's outputs depend on the same rows
         for parameter in ("weight", "bias"):
             if (mask := masks.get(f"{before}.{parameter}")) is not None:
                 mask &= read.reshape(-1, *(1,) * (mask.ndim - 1))
+
+
+def _check_rereadable(batches: Iterable[Any]) -> None:
+    if iter(batches) is batches:
+        raise TypeError(f"batches must be iterable more than once, got {type(batches).__name__}: pass a list or a loader")
 
 
 def _check(name: str, alpha: float, options: dict[str, Any]) -> None:
@@ -212,8 +235,11 @@ def _iteration(
     start: float,
     forward: Forward | None,
 ) -> Iteration:
-    example = batches if isinstance(batches, Tensor) else next(iter(batches))
-    found = measure(model, example, forward)
+    example = batches if isinstance(batches, Tensor) else next(iter(batches), None)
+    own = None if example is None else measure(model, example, forward)
+    found = next((m for m in gather(own) if m is not None), None)  # a process may hold no batch
+    if found is None:
+        raise ValueError("batches must hold at least one batch, got none")
     return Iteration(
         iteration=number,
         error_before=before,
@@ -229,41 +255,8 @@ def _iteration(
     )
 
 
-def _save(model: nn.Module, history: list[Iteration], file: Path | None, log: str | Path | None) -> None:
+def _save(model: nn.Module, history: list[Iteration], checkpoint: str | Path | None, log: str | Path | None) -> None:
     if log is not None:
-        write_history(history, log)
-    if file is None:
-        return
-    numpy_state = numpy.random.get_state(legacy=False)  # noqa: NPY002 - the global generator is what retrain may draw from
-    key = torch.from_numpy(numpy_state["state"]["key"].astype("int64"))
-    state = {
-        "history": [dataclasses.asdict(iteration) for iteration in history],
-        "masks": get_masks(model),
-        "model": dense_state(model),
-        "random": {
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "numpy": {**numpy_state, "state": {**numpy_state["state"], "key": key}},
-            "python": random.getstate(),
-        },
-    }
-    with atomic_write(file) as stream:
-        torch.save(state, stream)
-
-
-def _resume(model: nn.Module, file: Path) -> list[Iteration]:
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        history = [Iteration(**iteration) for iteration in state["history"]]
-        apply_masks(model, state["masks"])
-        load_dense(model, state["model"])
-        generators = state["random"]
-        key = generators["numpy"]["state"]["key"].numpy().astype("uint32")
-        numpy.random.set_state({**generators["numpy"], "state": {**generators["numpy"]["state"], "key": key}})  # noqa: NPY002
-        random.setstate(generators["python"])
-        torch.set_rng_state(generators["torch"])
-        if torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(generators["cuda"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{file} is not a checkpoint of this network: {error}") from error
-    return history
+        on_first(lambda: write_history(history, log))
+    if checkpoint is not None:
+        save_checkpoint(checkpoint, model, history)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nnrelief_kernels.cli import main
-from nnrelief_kernels.pruning import read_history
+from nnrelief_kernels.history import read_history
 
 
 @pytest.fixture

@@ -90,3 +90,97 @@ def test_unknown_layers_and_states_are_named(model):
         Collector(model, ["fc"])
     with pytest.raises(ValueError, match="state must hold"):
         Collector(model, [nn.Linear]).load_state_dict({"0": {}})
+
+
+class Attention(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.embed = nn.Linear(6, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True, **options)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.embed(x)
+        return self.out(x + self.attention(x, x, value=x, need_weights=False)[0])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_attention_is_scored_on_what_enters_its_output_projection(bias):
+    torch.manual_seed(0)
+    model, tokens = Attention(bias=bias).eval(), torch.randn(5, 7, 6)
+    attention = model.attention
+    with torch.no_grad():
+        x = model.embed(tokens)
+        q, k, v = torch.nn.functional.linear(x, attention.in_proj_weight, attention.in_proj_bias).chunk(3, -1)
+        heads = [part.unflatten(-1, (2, 4)).transpose(1, 2) for part in (q, k, v)]
+        mixed = torch.nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        expected = model.out(x + attention.out_proj(mixed))
+    with Collector(model) as collector:
+        collector.run([tokens])
+    assert collector.counts == {"embed": 35, "attention.out_proj": 35, "out": 35}
+    projection = attention.out_proj
+    wanted = reference.score_linear(projection.weight, mixed, projection.bias)
+    torch.testing.assert_close(collector.scores()["attention.out_proj"].double(), wanted, rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(model(tokens), expected)
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_every_layer_of_a_transformer_is_seen_in_spite_of_its_fused_path(norm_first):
+    torch.manual_seed(0)
+    block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=norm_first)
+    model = nn.TransformerEncoder(block, 2, enable_nested_tensor=not norm_first)
+    before = torch.backends.mha.get_fastpath_enabled()
+    scores = collect(model, [torch.randn(4, 5, 8)]).scores()
+    names = ("self_attn.out_proj", "linear1", "linear2")
+    assert list(scores) == [f"layers.{block}.{name}" for block in range(2) for name in names]
+    assert torch.backends.mha.get_fastpath_enabled() == before
+
+
+class Shared(nn.Module):
+    """One layer called twice, two of one weight, one called by a keyword, one never called as a module."""
+
+    def __init__(self):
+        super().__init__()
+        self.twice, self.keyword = nn.Linear(5, 5), nn.Linear(5, 5)
+        self.first, self.second = nn.Linear(5, 5), nn.Linear(5, 5)
+        self.second.weight = self.first.weight
+        self.alias = self.twice
+        self.unused = nn.Linear(5, 2)
+
+    def forward(self, x):
+        x = self.keyword(input=self.alias(self.twice(x).relu()))
+        return torch.nn.functional.linear(self.second(self.first(x).relu()), self.unused.weight)
+
+
+def test_signals_of_one_layer_called_twice_and_of_one_weight_held_twice_add_up():
+    torch.manual_seed(0)
+    model, x = Shared().eval(), torch.randn(6, 5)
+    with torch.no_grad():
+        a = model.twice(x).relu()
+        b = model.keyword(model.twice(a))
+        c = model.first(b).relu()
+    collector = collect(model, [x])
+    assert collector.counts == {"twice": 12, "keyword": 6, "first": 12, "unused": 0}
+    assert collector.uncalled == ["unused"]
+    assert collector.order == ["twice", "keyword", "first"]
+    scores = collector.scores()
+    expected = reference.score_linear(model.twice.weight, torch.cat([x, a]), model.twice.bias)
+    torch.testing.assert_close(scores["twice"].double(), expected, rtol=1e-5, atol=1e-9)
+    parts = [(b, model.first.bias), (c, model.second.bias)]
+    signal = sum(reference.score_linear(model.first.weight, acts, bias, normalize=False) for acts, bias in parts)
+    torch.testing.assert_close(scores["first"].double(), reference.share(signal), rtol=1e-5, atol=1e-9)
+
+
+def test_tied_convolutions_may_differ_in_stride():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.Conv2d(3, 3, 3, stride=2))
+    model[1].weight = model[0].weight
+    images = torch.randn(4, 3, 8, 8)
+    with torch.no_grad():
+        maps = model[0](images)
+    first = reference.score_conv(model[0].weight, images, padding=1, normalize=False)
+    second = reference.score_conv(model[0].weight, maps, model[1].bias, stride=2, normalize=False)
+    signal = torch.cat([first + second[:, :3], second[:, 3:]], 1)
+    found = collect(model, [images]).scores()
+    assert list(found) == ["0"]
+    torch.testing.assert_close(found["0"].double(), reference.share(signal), rtol=1e-5, atol=1e-9)

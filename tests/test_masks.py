@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnrelief_kernels import apply_masks, fold_masks, get_masks
+from nnrelief_kernels import apply_masks, fold_masks, get_masks, load_masks, save_masks
 from nnrelief_kernels.masks import dense_state, load_dense
 
 
@@ -115,6 +115,65 @@ def test_plain_states_go_in_and_out_of_a_masked_network(masked, masks):
         load_dense(masked, {key: value for key, value in state.items() if key != "3.bias"})
     with pytest.raises(ValueError, match=r"state\['0\.bias'\] must have shape \(3,\)"):
         load_dense(masked, {**state, "0.bias": torch.ones(2)})
+
+
+def tied():
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"embed": nn.Embedding(7, 4), "body": nn.Linear(4, 4), "head": nn.Linear(4, 7)})
+    model["head"].weight = model["embed"].weight
+    return model
+
+
+def test_a_parameter_held_twice_has_one_mask_in_both_places():
+    model, mask = tied(), torch.rand(7, 4, generator=torch.Generator().manual_seed(1)) < 0.5
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    apply_masks(model, {"head.weight": mask})
+    for holder in (model["embed"], model["head"]):
+        assert torch.equal(holder.weight != 0, mask)
+    assert get_masks(model).keys() == {"embed.weight"}
+    apply_masks(copied := copy.deepcopy(model), {"embed.weight": torch.ones(7, 1, dtype=torch.bool)})
+    apply_masks(copied, {"head.weight": torch.zeros(7, 4, dtype=torch.bool)})
+    assert not copied["embed"].weight.any()
+    assert torch.equal(get_masks(model)["embed.weight"], mask)
+    tokens = torch.tensor([0, 3, 6])
+    for _ in range(3):
+        optimizer.zero_grad()
+        model["head"](model["body"](model["embed"](tokens))).square().sum().backward()
+        optimizer.step()
+    assert torch.equal(model["embed"].weight, model["head"].weight)
+    assert not model["embed"].weight[~mask].any()
+    fold_masks(model)
+    assert model["embed"].weight is model["head"].weight
+    assert not model["head"].weight[~mask].any()
+    assert model.state_dict().keys() == tied().state_dict().keys()
+
+
+def test_a_mask_over_another_parametrization():
+    torch.manual_seed(0)
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
+    dense, mask = layer.weight.detach().clone(), torch.tensor([[True, False, True], [False, True, True]])
+    apply_masks(layer, {"weight": mask})
+    torch.testing.assert_close(layer.weight, dense * mask)
+    fold_masks(layer)
+    torch.testing.assert_close(layer.weight, dense * mask)
+
+
+def test_masks_of_a_wrapped_model_bear_the_names_of_the_module_inside(masks):
+    model = network()
+    apply_masks(nn.DataParallel(model), masks)
+    assert get_masks(nn.DataParallel(model)).keys() == get_masks(model).keys() == masks.keys()
+    assert dense_state(nn.DataParallel(model)).keys() == network().state_dict().keys()
+
+
+def test_masks_go_to_a_file_and_back(masked, tmp_path):
+    save_masks(get_masks(masked), tmp_path / "masks.safetensors")
+    found = load_masks(tmp_path / "masks.safetensors")
+    assert all(torch.equal(found[name], mask) for name, mask in get_masks(masked).items())
+    apply_masks(fresh := network(), found)
+    assert all(torch.equal(get_masks(fresh)[name], mask) for name, mask in found.items())
+    (tmp_path / "masks.safetensors").write_bytes(b"\x80\x04]\x94.")  # a pickle
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        load_masks(tmp_path / "masks.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from nnrelief_kernels import fold_masks, get_masks, prune, prune_iteratively, reference
+from nnrelief_kernels import fold_masks, get_masks, measure, prune, prune_iteratively, reference
+from nnrelief_kernels.history import read_history
 from nnrelief_kernels.masks import dense_state
-from nnrelief_kernels.pruning import read_history
 
 
 class Small(nn.Module):
@@ -96,6 +96,124 @@ def test_layers_never_called_are_named_and_kept(model, batches):
     assert "spare.weight" not in masks
 
 
+def test_layers_left_out_and_shares_by_pattern(model, batches):
+    plain = copy.deepcopy(model)
+    whole = prune(plain, batches, alpha_conv=0.8, alpha_fc=0.7, drop_unread=False)
+    shares = {"fc1": 0.4, "fc*": 0.7, "conv": 0.8}
+    found = prune(model, batches, alpha_conv=1.0, alpha_fc=1.0, alphas=shares, exclude=["fc2"], drop_unread=False)
+    assert set(found) == {"conv.weight", "conv.bias", "fc1.weight", "fc1.bias"}
+    assert torch.equal(found["conv.weight"], whole["conv.weight"])
+    fewer = found["fc1.weight"]
+    assert torch.all(whole["fc1.weight"] | ~fewer)
+    assert fewer.sum() < whole["fc1.weight"].sum()
+
+
+def test_each_layer_is_scored_behind_the_pruned_ones_where_that_is_asked_for(model, batches):
+    original = copy.deepcopy(model)
+    masks = prune(model, batches, alpha_conv=0.6, alpha_fc=0.6, propagate="pruned", drop_unread=False)
+    expected = copy.deepcopy(original)
+    x = torch.cat(batches)
+    for name in ("conv", "fc1", "fc2"):
+        layer, inputs = getattr(expected, name), []
+        hook = layer.register_forward_pre_hook(lambda _, args, inputs=inputs: inputs.append(args[0]))
+        with torch.no_grad():
+            expected(x)
+        hook.remove()
+        options = {"padding": 1} if name == "conv" else {}
+        score = reference.score_conv if name == "conv" else reference.score_linear
+        keep = reference.keep_mask(score(layer.weight, inputs[0], layer.bias, **options), 0.6)
+        assert torch.equal(masks[f"{name}.weight"].flatten(1), keep[:, :-1])
+        assert torch.equal(masks[f"{name}.bias"], keep[:, -1])
+        with torch.no_grad():
+            layer.weight *= masks[f"{name}.weight"]
+            layer.bias *= masks[f"{name}.bias"]
+    other = prune(original, batches, alpha_conv=0.6, alpha_fc=0.6, drop_unread=False)
+    assert not torch.equal(other["fc2.weight"], masks["fc2.weight"])
+
+
+def test_a_failure_under_the_pruned_order_changes_nothing(model, batches):
+    with torch.no_grad():
+        model.fc2.weight[0, 0] = float("nan")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match="layer 'fc2'"):
+        prune(model, batches, propagate="pruned")
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0, equal_nan=True)
+    with pytest.raises(TypeError, match="more than once"):
+        prune(model, iter(batches), propagate="pruned")
+
+
+def tied_model():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
+    model[2].weight = model[0].weight
+    return model
+
+
+def test_tied_weights_have_one_mask_and_each_its_bias():
+    model, x = tied_model(), torch.randn(20, 6, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        hidden = model[0](x).relu()
+    signal = sum(
+        reference.score_linear(model[0].weight, acts, model[place].bias, normalize=False)
+        for place, acts in ((0, x), (2, hidden))
+    )
+    keep = reference.keep_mask(reference.share(signal), 0.6)
+    masks = prune(model, x, alpha_fc=0.6, alphas={"4": 0.05})
+    assert set(masks) == {"0.weight", "0.bias", "2.bias", "4.weight", "4.bias"}
+    assert torch.equal(masks["0.weight"], keep[:, :-1])
+    assert torch.equal(masks["2.bias"], keep[:, -1])
+    assert torch.equal(model[2].weight != 0, keep[:, :-1])
+    fold_masks(model)
+    assert model[2].weight is model[0].weight
+
+
+def test_a_transformer_is_pruned_with_its_attention(batches):
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    tokens = torch.randn(4, 5, 8)
+    masks = prune(model, tokens, alpha_fc=0.8)
+    layers = {"self_attn.out_proj", "linear1", "linear2"}
+    assert {name.rpartition(".")[0] for name in masks} == layers
+    assert torch.equal(model.self_attn.out_proj.weight != 0, masks["self_attn.out_proj.weight"])
+    assert measure(model, tokens).parameters == sum(p.numel() for n, p in model.named_parameters() if "norm" not in n) - 24 * 9
+    again = prune(model, tokens, alpha_fc=0.8)
+    assert all(torch.all(masks[name] | ~again[name]) for name in again)
+    with torch.no_grad():
+        fused = model.eval()(tokens)
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            plain = model(tokens)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(True)
+    torch.testing.assert_close(fused, plain)
+
+
+KINDS = {
+    "1-d": (nn.Conv1d(4, 6, 3, stride=2, padding=1), (4, 9)),
+    "2-d in groups": (nn.Conv2d(4, 6, 3, groups=2, bias=False), (4, 7, 6)),
+    "depthwise": (nn.Conv2d(4, 8, 3, groups=4, padding=1), (4, 7, 6)),
+    "3-d": (nn.Conv3d(4, 6, (1, 3, 2), dilation=(1, 2, 1)), (4, 3, 7, 5)),
+    "tokens": (nn.Linear(4, 6), (5, 4)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_layer_is_masked_as_the_reference_says(kind):
+    torch.manual_seed(0)
+    layer, shape = copy.deepcopy(KINDS[kind][0]), KINDS[kind][1]
+    acts = torch.randn(12, *shape)
+    if isinstance(layer, nn.Linear):
+        scores = reference.score_linear(layer.weight, acts, layer.bias)
+    else:
+        options = {key: getattr(layer, key) for key in ("stride", "padding", "dilation", "groups")}
+        scores = reference.score_conv(layer.weight, acts, layer.bias, **options)
+    keep = reference.keep_mask(scores, 0.75)
+    masks = prune(layer, acts.split(5), alpha_conv=0.75, alpha_fc=0.75)
+    assert torch.equal(masks["weight"].flatten(1), keep[:, : layer.weight.shape[1]])
+    if layer.bias is not None:
+        assert torch.equal(masks["bias"], keep[:, -1])
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_bad_activations_name_the_layer_and_change_nothing(model, batches, bad):
     batches[2][0, 0, 0, 0] = bad
@@ -112,6 +230,10 @@ def test_bad_activations_name_the_layer_and_change_nothing(model, batches, bad):
         ({"compat": "papre"}, "compat must be"),
         ({"layers": ["fc3"]}, "fc3"),
         ({"variant": "mean"}, "variant must be"),
+        ({"propagate": "forwards"}, "propagate must be"),
+        ({"alphas": {"fc1": 2.0}}, r"alphas\['fc1'\] must be in"),
+        ({"alphas": {"fc3": 0.5}}, "alphas names 'fc3'"),
+        ({"exclude": ["bn"]}, "exclude names 'bn'"),
     ],
 )
 def test_wrong_options(model, batches, options, message):
