@@ -164,7 +164,7 @@ def test_linear(shape, dtype):
     assert_close(score_linear(turned, strided.transpose(0, -2).contiguous().transpose(0, -2), bias, backend="cpu"), expected)
 
 
-@pytest.mark.parametrize("order", itertools.permutations(range(4)))
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
 def test_linear_walks_leading_dimensions_of_any_strides(order):
     torch.manual_seed(5)
     stored = torch.randn(6, 70, 5, 9)[::2, :, 1:4]
