@@ -59,6 +59,7 @@ def network(name, dtype=torch.float32):
         if isinstance(module, nn.BatchNorm2d):
             for value in (module.weight.data, module.bias.data, module.running_mean):
                 value.add_(torch.randn_like(value) / 4)
+    model.network = name
     return model.to(dtype)
 
 
