@@ -93,20 +93,22 @@ def source(position, size, MODE: tl.constexpr):
 
 @triton.jit
 def pixel(
-    output, tap, height_out, width_out, depth, height, width, xd, xh, xw,
-    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr, MODE: tl.constexpr,
+    output, tap, height_out, width_out, depth, height, width, xd, xh, xw, kernel, stride, padding, dilation, MODE: tl.constexpr,
 ):  # fmt: skip
-    """Offset in the map of what kernel element `tap` meets at output position `output`, and whether it is in the map."""
-    d, inside_d = source(output // (height_out * width_out) * STRIDE[0] + tap // (KERNEL[1] * KERNEL[2]) * DILATION[0]
-                         - PADDING[0], depth, MODE)  # fmt: skip
-    h, inside_h = source(output // width_out % height_out * STRIDE[1] + tap // KERNEL[2] % KERNEL[1] * DILATION[1]
-                         - PADDING[1], height, MODE)  # fmt: skip
-    w, inside_w = source(output % width_out * STRIDE[2] + tap % KERNEL[2] * DILATION[2] - PADDING[2], width, MODE)
+    """Offset in the map of what kernel element `tap` meets at output position `output`, and whether it is in the map.
+
+    kernel, stride, padding, dilation: of each dimension, known to the compiler or not.
+    """
+    d, inside_d = source(output // (height_out * width_out) * stride[0] + tap // (kernel[1] * kernel[2]) * dilation[0]
+                         - padding[0], depth, MODE)  # fmt: skip
+    h, inside_h = source(output // width_out % height_out * stride[1] + tap // kernel[2] % kernel[1] * dilation[1]
+                         - padding[1], height, MODE)  # fmt: skip
+    w, inside_w = source(output % width_out * stride[2] + tap % kernel[2] * dilation[2] - padding[2], width, MODE)
     return d.to(tl.int64) * xd + h.to(tl.int64) * xh + w.to(tl.int64) * xw, inside_d & inside_h & inside_w
 
 
 @triton.jit
-def kernel_element(tap, KERNEL: tl.constexpr, wd, wh, ww):
-    """Offset of element `tap` of a kernel."""
-    d, h, w = tap // (KERNEL[1] * KERNEL[2]), tap // KERNEL[2] % KERNEL[1], tap % KERNEL[2]
+def kernel_element(tap, kernel, wd, wh, ww):
+    """Offset of element `tap` of a kernel of that size."""
+    d, h, w = tap // (kernel[1] * kernel[2]), tap // kernel[2] % kernel[1], tap % kernel[2]
     return tl.cast(d, tl.int64) * wd + tl.cast(h, tl.int64) * wh + tl.cast(w, tl.int64) * ww
