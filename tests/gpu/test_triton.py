@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -214,9 +215,25 @@ def test_peak_memory():
     assert torch.cuda.max_memory_allocated() - before <= 16 << 20
 
 
-def test_masks_do_not_depend_on_the_device():
-    scores = torch.rand(50, 400)
-    assert torch.equal(keep_mask(scores.cuda(), 0.9).cpu(), keep_mask(scores, 0.9))
+@pytest.mark.parametrize("compat", ["paper", "authors"])
+def test_masks_do_not_depend_on_the_device(compat):
+    scores = torch.rand(50, 400).softmax(1)
+    mask = keep_mask(scores.cuda(), 0.9, compat=compat, min_keep=2)
+    assert mask.is_cuda
+    assert torch.equal(mask.cpu(), keep_mask(scores, 0.9, compat=compat, min_keep=2))
+
+
+def test_a_mask_waits_once_to_refuse_nan():
+    scores = torch.rand(50, 400, device="cuda").softmax(1)
+    keep_mask(scores, 0.9)
+    with warnings.catch_warnings(record=True) as waits:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            keep_mask(scores, 0.9)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert len([w for w in waits if "synchroniz" in str(w.message)]) == 1
 
 
 def test_info_names_version_and_target():
