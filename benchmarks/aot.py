@@ -161,7 +161,7 @@ def compiled(launch: Launch, target: plan.Target) -> Binary:
         code = _loops(_tool("nvdisasm", "-c", file.name))
     local = any(name.startswith(("STL", "LDL")) for loop in code.in_order() for name in loop.operations)
     spills = _spilled(made.asm["ptx"], target.arch) if stack and local else 0  # a stack may also be a called function's frame
-    return Binary(registers, spills, made.metadata.shared, code if target.arch == 90 else None)
+    return Binary(registers, spills, made.metadata.shared, code)
 
 
 def _spilled(ptx: str, arch: int | str) -> int:
