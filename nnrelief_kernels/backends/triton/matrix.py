@@ -71,12 +71,13 @@ def matrix_kernel(
 
 def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor, flags: Tensor) -> Launch:
     """sums float64 [chunks, channels, filters], flags int32 [chunks, channels]."""
-    taps, precision = plan.power_of_two(call.geometry.taps), plan.blocks(target).precision
+    blocks, taps = plan.blocks(target), plan.power_of_two(call.geometry.taps)
     arguments = {
         "x": call.acts, "weight": call.weight, "sums": sums, "flags": flags,
         "samples": call.samples, "chunk": chunks.size, "channels": call.channels,
         "filters": call.filters, "per_group": call.per_group,
         **call.sizes, **call.x_strides, **call.weight_strides, **call.constants,
-        "TP": taps, "BL": 32, "BJ": 16, "PRECISION": precision, "EXACT": "tf32" if precision == "tf32x3" else precision,
+        "TP": taps, "BL": blocks.outputs if taps == 64 else 32, "BJ": 16, "PRECISION": blocks.precision,
+        "EXACT": "tf32" if blocks.precision == "tf32x3" else blocks.precision,
     }  # fmt: skip
     return Launch(matrix_kernel, chunks.count * call.channels, arguments)
