@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 TRITON_OLDEST := .triton36
-OUT ?= benchmarks/results/gpu
+OUT ?= benchmarks/results/$(shell $(PYTHON) -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-"))')
 DOCTESTS := $(addprefix nnrelief_kernels/,scoring.py selection.py magnitude.py)
 
 .PHONY: demo test bench sanitize aot-report gpu lint format clean
@@ -34,7 +34,7 @@ sanitize: $(STAMP)
 
 # Registers, shared memory and predicted times of the Triton kernels; needs no GPU.
 aot-report: $(STAMP)
-	$(BIN)/python -m benchmarks.aot --out benchmarks/results/aot
+	$(BIN)/python -m benchmarks.aot_report --out benchmarks/results/aot
 
 # On a machine with a GPU, torch, triton, pytest and nvcc, without network: `make gpu PYTHON=python3 OUT=folder`.
 gpu:
