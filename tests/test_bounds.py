@@ -326,11 +326,17 @@ class Attention(nn.Module):
         return self.head(self.attention(x, x, x, need_weights=False)[0])
 
 
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
 REASONS = {
     "weight that is read": (Functional, "weight of 'fc' is used otherwise"),
     "embedding": (Embedded, "'embed' is masked and no Linear"),
     "attention": (Attention, "out_proj' is used otherwise"),
     "layer norm": (lambda: nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2)), "LayerNorm.*lipschitz="),
+    "another forward": (lambda: nn.Sequential(Doubled(4, 4)), "'0': Doubled has a forward of its own"),
     "control flow": (Branching, "cannot trace the model"),
 }
 
