@@ -15,7 +15,7 @@ demo: $(STAMP)
 	$(BIN)/nnrelief demo --out demo
 
 test: $(STAMP) $(TRITON_OLDEST)
-	$(BIN)/python -m pytest tests benchmarks/test_suites.py benchmarks/test_memory.py $(DOCTESTS)
+	$(BIN)/python -m pytest tests benchmarks/test_suites.py benchmarks/test_memory.py benchmarks/test_pretrained.py $(DOCTESTS)
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks
