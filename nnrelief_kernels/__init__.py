@@ -2,12 +2,15 @@
 
 from .accumulate import ConvAccumulator, LinearAccumulator
 from .collect import Collector
+from .dead import find_dead, remove_dead
+from .latency import latency
 from .magnitude import magnitude_masks
 from .masks import apply_masks, fold_masks, get_masks, load_masks, save_masks
 from .measure import jaccard, measure
 from .pruning import prune, prune_iteratively
 from .scoring import explain, score_conv, score_linear
 from .selection import keep_mask, keep_rank, target_sparsity
+from .shrink import shrink
 
 __all__ = [
     "Collector",
@@ -15,18 +18,22 @@ __all__ = [
     "LinearAccumulator",
     "apply_masks",
     "explain",
+    "find_dead",
     "fold_masks",
     "get_masks",
     "jaccard",
     "keep_mask",
     "keep_rank",
+    "latency",
     "load_masks",
     "magnitude_masks",
     "measure",
     "prune",
     "prune_iteratively",
+    "remove_dead",
     "save_masks",
     "score_conv",
     "score_linear",
+    "shrink",
     "target_sparsity",
 ]
