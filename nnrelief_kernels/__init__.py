@@ -1,6 +1,7 @@
 """Fused scoring kernels and a pruning loop for *Neural network relief* (Dekhovich et al. 2024)."""
 
 from .accumulate import ConvAccumulator, LinearAccumulator
+from .authors import residual_masks, silent_masks
 from .collect import Collector
 from .dead import find_dead, remove_dead
 from .latency import latency
@@ -31,9 +32,11 @@ __all__ = [
     "prune",
     "prune_iteratively",
     "remove_dead",
+    "residual_masks",
     "save_masks",
     "score_conv",
     "score_linear",
     "shrink",
+    "silent_masks",
     "target_sparsity",
 ]
