@@ -1,6 +1,6 @@
 """Dead units: what a network computes without, found from its traced forward pass and taken off without changing it.
 
-Section 7 of the method's description, generalised: forwards, a unit that no live input reaches is a constant, which goes into
+The rules of the authors' scripts, generalised: forwards, a unit that no live input reaches is a constant, which goes into
 the biases of the layers that read it; backwards, a unit that nothing reads is not needed, nor are its own connections.
 """
 
