@@ -199,7 +199,7 @@ def _units(of: dict[fx.Node, Any], layer: Layer, calls: list[fx.Node]) -> Tensor
 
 
 def _needed(traced: Trace, live: Liveness, parameter: Tensor) -> Tensor:
-    held = [live.needed[node] for node, value in traced.state.items() if value is parameter]
+    held = [live.needed[node] for node, value in traced.state.items() if value is parameter and node.users]
     return torch.stack(held).any(0) if held else torch.ones_like(parameter, dtype=torch.bool)
 
 

@@ -43,13 +43,8 @@ AVERAGES = {
 """These stand for themselves as well, with coefficients below 1."""
 # Element by element, beside those that torch tags so.
 POINTWISE = {
-    aten.hardswish,
-    aten.dropout,
-    aten._prelu_kernel,
-    aten.masked_fill,
-    aten._to_copy,
-    aten.alias,
-    aten.lift_fresh_copy,
+    *(aten.hardswish, aten.leaky_relu, aten._prelu_kernel, aten.dropout, aten.masked_fill, aten.rsub),
+    *(aten._to_copy, aten.alias, aten.lift_fresh_copy),
 }
 # Over windows within each channel, and over how many last dimensions.
 MAX_POOLS = {
