@@ -175,7 +175,8 @@ def _readers(group: Any) -> list[tuple[Layer, Tensor, Tensor]]:
         if item.dep.handler not in READS:
             continue
         if any(root not in place for root in item.root_idxs):
-            raise ValueError(f"the channels that {layer} reads cannot be traced to their source: add it to ignored_layers")
+            source = group[0].dep.target.name
+            raise ValueError(f"Torch-Pruning cannot tell which channels of {source} {layer} reads: ignore the first of them")
         found.append((cast(Layer, layer), torch.tensor(item.idxs), torch.tensor([place[root] for root in item.root_idxs])))
     return found
 

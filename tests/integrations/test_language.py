@@ -8,6 +8,20 @@ from torch import nn
 
 from nnrelief_kernels import Collector, apply_masks, keep_mask, reference
 from nnrelief_kernels.integrations.language import compress, keep_largest, keep_two_of_four
+from tests.integrations.conformance import Conformance
+
+
+class TestConformance(Conformance):
+    """Every row of the linear layers loses the part 1 - alpha of its connections, whatever the network around them."""
+
+    def masks(self, model, batches, alpha):
+        with Collector(model, [nn.Linear]) as collector:
+            collector.run(batches)
+        return self.expected(model, collector.scores(), alpha)
+
+    def expected(self, model, scores, alpha):
+        linear = {n: s for n, s in scores.items() if isinstance(model.get_submodule(n), nn.Linear)}
+        return {n: keep_largest(s[:, : model.get_submodule(n).in_features], 1 - alpha) for n, s in linear.items()}
 
 
 def scores(rows=7, columns=16, seed=0):
