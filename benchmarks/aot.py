@@ -12,14 +12,16 @@ import argparse
 import csv
 import itertools
 import math
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +31,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.suites import SUITES, Layer, suite
+from nnrelief_kernels.backends import result_dtype
 from nnrelief_kernels.backends.triton import plan, score
 from nnrelief_kernels.backends.triton.conv import Launch
 
 SHARED: dict[int | str, int] = {80: 166912, 86: 101376, 90: 232448, 100: 232448, "gfx942": 65536}
 """Bytes of shared memory a block may have."""
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
 TRITON_TYPES = {
     torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32"
 }  # fmt: skip
@@ -52,18 +55,52 @@ CORNERS = [
 """Layers unlike those of the suites."""
 
 
+@dataclass(frozen=True)
+class Case:
+    """A call whose launches are compiled."""
+
+    label: str
+    layer: Layer
+    samples: int
+    dtype: str
+    variant: str = "paper"
+    channels_last: bool = False
+    padding_mode: str = "zeros"
+
+
+_SQUARE = Layer("3x3", (40, 16, 3, 3), (28, 28), padding=1)
+_POINTWISE = Layer("1x1", (40, 64, 1, 1), (28, 28))
+OTHERS = [
+    *(Case(f"{_SQUARE.name} {variant} {dtype}", _SQUARE, 1000, dtype, variant)
+      for variant in ("norm_of_mean", "l1") for dtype in ("float32", "bfloat16")),
+    Case("3x3 float64", _SQUARE, 1000, "float64"),
+    Case("linear float64", Layer("linear", (500, 800)), 1000, "float64"),
+    *(Case(f"{layer.name} channels_last {dtype}", layer, 1000, dtype, channels_last=True)
+      for layer in (_SQUARE, _POINTWISE, replace(_SQUARE, stride=2)) for dtype in ("float32", "bfloat16")),
+    *(Case(f"{layer.name} {mode} bfloat16", layer, 1000, "bfloat16", padding_mode=mode)
+      for layer in (_SQUARE, Layer("5x5", (40, 16, 5, 5), (28, 28), padding=2))
+      for mode in ("reflect", "replicate", "circular")),
+    *(Case(f"{layer.name} float16", layer, 1000, "float16") for layer in (_SQUARE, _POINTWISE, replace(_SQUARE, stride=2))),
+]  # fmt: skip
+"""Calls unlike those of the suites in dtype, variant, memory or padding."""
+
+
 def chips() -> list[plan.Target]:
     return [plan.Target("hip" if arch == "gfx942" else "cuda", arch, 64 if arch == "gfx942" else 32) for arch in SHARED]
 
 
-def launches(layer: Layer, samples: int, dtype: torch.dtype, target: plan.Target) -> list[Launch]:
+def launches(case: Case, target: plan.Target) -> list[Launch]:
     """What scoring the layer launches, on tensors without memory."""
+    layer, dtype = case.layer, DTYPES[case.dtype]
     weight = torch.empty(layer.weight, dtype=dtype, device="meta")
-    acts = torch.empty((samples, layer.channels, *layer.size), dtype=dtype, device="meta")
-    out = torch.empty(layer.weight[:2], device="meta")
+    acts = torch.empty((case.samples, layer.channels, *layer.size), dtype=dtype, device="meta")
+    if case.channels_last:
+        acts = acts.contiguous(memory_format=torch.channels_last)
+    out = torch.empty(layer.weight[:2], dtype=result_dtype(weight, acts), device="meta")
     if not layer.size:
         return list(score.linear_launches(weight, acts, out))
-    return list(score.conv_launches(weight, acts, layer.geometry, "paper", out, target))
+    geometry = replace(layer.geometry, padding_mode=case.padding_mode)
+    return list(score.conv_launches(weight, acts, geometry, case.variant, out, target))
 
 
 def source(launch: Launch) -> ASTSource:
@@ -85,9 +122,10 @@ def source(launch: Launch) -> ASTSource:
     return ASTSource(launch.kernel, signature, constants, divisible)
 
 
-def identity(launch: Launch, target: plan.Target) -> tuple[Any, ...]:
+def identity(launch: Launch, target: plan.Target) -> str:
+    """What tells one specialisation from another."""
     made = source(launch)
-    return launch.kernel.__name__, target, launch.num_warps, *map(str, (made.signature, made.constants, made.attrs))
+    return repr((launch.kernel.__name__, target, launch.num_warps, made.signature, made.constants, made.attrs))
 
 
 @dataclass
@@ -183,32 +221,34 @@ def check(binary: Binary, target: plan.Target) -> str | None:
     return None
 
 
-def configurations(dtypes: list[str]) -> dict[tuple[Any, ...], tuple[str, Launch, plan.Target]]:
-    """Every specialisation that the suites need, with the layer that first needs it."""
-    networks = [(name, suite(name, device="cuda")) for name in SUITES]
-    layers = [(name, layer, network.samples) for name, network in networks for layer in network.layers]
-    layers += [("corner", layer, 1 if layer.name == "width 33" else 1000) for layer in CORNERS]
-    found: dict[tuple[Any, ...], tuple[str, Launch, plan.Target]] = {}
-    for (name, layer, samples), dtype, target in itertools.product(layers, dtypes, chips()):
-        for launch in launches(layer, samples, DTYPES[dtype], target):
-            found.setdefault(identity(launch, target), (f"{name} {layer.name} {dtype}", launch, target))
+def cases(name: str, dtypes: Iterable[str]) -> list[Case]:
+    """Every layer of a suite, in the suite's batch size for a GPU."""
+    network = suite(name, device="cuda")
+    return [
+        Case(f"{name} {layer.name} {d}", layer, network.samples, d) for layer, d in itertools.product(network.layers, dtypes)
+    ]
+
+
+def configurations(dtypes: tuple[str, ...]) -> dict[str, tuple[str, Launch, plan.Target]]:
+    """Every specialisation that the suites and what is unlike them need, with the call that first needs it."""
+    wanted = [case for name in SUITES for case in cases(name, dtypes)]
+    for layer, dtype in itertools.product(CORNERS, dtypes):
+        wanted.append(Case(f"corner {layer.name} {dtype}", layer, 1 if layer.name == "width 33" else 1000, dtype))
+    found: dict[str, tuple[str, Launch, plan.Target]] = {}
+    for case, target in itertools.product([*wanted, *OTHERS], chips()):
+        for launch in launches(case, target):
+            found.setdefault(identity(launch, target), (case.label, launch, target))
     return found
 
 
-def _work(job: tuple[str, list[str]]) -> Binary:
+_known = cache(configurations)
+
+
+def _work(job: tuple[str, tuple[str, ...]]) -> Binary:
     """Compiles one of `configurations`; a launch itself cannot be sent to another process."""
     key, dtypes = job
-    _, launch, target = _all(tuple(dtypes))[key]
+    _, launch, target = _known(dtypes)[key]
     return compiled(launch, target)
-
-
-_CACHE: dict[tuple[str, ...], dict[str, tuple[str, Launch, plan.Target]]] = {}
-
-
-def _all(dtypes: tuple[str, ...]) -> dict[str, tuple[str, Launch, plan.Target]]:
-    if dtypes not in _CACHE:
-        _CACHE[dtypes] = {repr(key): value for key, value in configurations(list(dtypes)).items()}
-    return _CACHE[dtypes]
 
 
 BANDWIDTH, MULTIPROCESSORS, CLOCK = 3.35e12, 132, 1.755e9
@@ -230,7 +270,7 @@ def trips(launch: Launch) -> list[int]:
         return plan.ceil_div(a[name], step)
 
     if launch.kernel.__name__ == "lags_kernel":
-        return [ceil("chunk", a["BN"]), a["height"], ceil("filters", a["BJ"])]
+        return [ceil("chunk", a["BN"]), ceil("height", a["STRIDE"][0]), ceil("filters", a["BJ"])]
     if launch.kernel.__name__ in ("gram_kernel", "matrix_kernel"):
         block, step, span = (a["BN"], a["LP"], 64 * a["LP"]) if "LP" in a else (1, a["BL"], 512)
         spans = ceil("positions", span)
@@ -280,7 +320,7 @@ def inner_loop(launch: Launch, code: Loop) -> tuple[float, ...]:
     if which is None or len(loops) != len(trips(launch)) + 1:
         return ()
     threads = 32 * launch.num_warps
-    pixels = {"lags_kernel": a.get("TW"), "gram_kernel": 1, "matrix_kernel": a.get("BL", 0) / threads}.get(
+    pixels = {"lags_kernel": a.get("TW", 0) * a.get("STRIDE", (1,))[0], "gram_kernel": 1, "matrix_kernel": a.get("BL", 0) / threads}.get(
         launch.kernel.__name__, a.get("BC", 0) * a.get("BL", 0) / threads
     )
     kinds = ("", "LDG", ("FFMA", "FMUL"), ("HMMA", "HGMMA"))
@@ -288,29 +328,27 @@ def inner_loop(launch: Launch, code: Loop) -> tuple[float, ...]:
     return tuple(count / pixels for count in counts)
 
 
-def report(binaries: dict[tuple[Any, ...], Binary], dtypes: list[str], out: Path) -> None:
+def report(binaries: dict[str, Binary], dtypes: tuple[str, ...], out: Path) -> None:
     """binaries.csv, layers.csv and report.md."""
     chip = next(target for target in chips() if target.arch == 90)
     layers = []
     for name in SUITES:
-        network = suite(name, device="cuda")
-        for layer in network.layers:
-            for dtype in dtypes:
-                size = layer.bytes(network.samples, DTYPES[dtype])
-                seconds = 0.0
-                made = launches(layer, network.samples, DTYPES[dtype], chip)
-                for number, launch in enumerate(made):
-                    sums = launch.arguments["sums"]
-                    moved = size * (number == 0) + sums.numel() * sums.element_size()
-                    code = binaries[identity(launch, chip)].code
-                    seconds += predicted(launch, code, moved) if code else math.nan
-                floor = size / BANDWIDTH
-                kernel = made[0].kernel.__name__.removesuffix("_kernel")
-                layers.append(
-                    [name, layer.name, dtype, kernel, math.prod(layer.size), floor * 1e6, seconds * 1e6, floor / seconds]
-                )
+        for case in cases(name, dtypes):
+            size = case.layer.bytes(case.samples, DTYPES[case.dtype])
+            seconds = 0.0
+            made = launches(case, chip)
+            for number, launch in enumerate(made):
+                sums = launch.arguments["sums"]
+                moved = size * (number == 0) + sums.numel() * sums.element_size()
+                code = binaries[identity(launch, chip)].code
+                seconds += predicted(launch, code, moved) if code else math.nan
+            floor = size / BANDWIDTH
+            kernel = made[0].kernel.__name__.removesuffix("_kernel")
+            pixels = math.prod(case.layer.size)
+            layers.append([name, case.layer.name, case.dtype, kernel, pixels, floor * 1e6, seconds * 1e6, floor / seconds])
     rows = []
-    for (label, launch, target), binary in zip(configurations(dtypes).values(), binaries.values()):
+    for key, (label, launch, target) in _known(dtypes).items():
+        binary = binaries[key]
         tile = {k: v for k, v in launch.arguments.items() if k in ("TW", "TILES", "BN", "LP", "BC", "BL", "TP", "ORDER")}
         inner = inner_loop(launch, binary.code) if binary.code else ()
         shape = " ".join(f"{k}={v}" for k, v in tile.items())
@@ -344,21 +382,22 @@ def _table(header: list[str], rows: list[list[Any]]) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32", "bfloat16"])
-    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, help="folder for the report")
     arguments = parser.parse_args()
-    jobs = _all(tuple(arguments.dtypes))
-    failures = 0
+    dtypes = tuple(arguments.dtypes)
+    jobs = _known(dtypes)
     print(f"triton {triton.__version__}: {len(jobs)} binaries")
     with ProcessPoolExecutor(arguments.jobs) as pool:
-        binaries = list(pool.map(_work, [(key, arguments.dtypes) for key in jobs]))
-    for (label, launch, target), binary in zip(jobs.values(), binaries):
-        if why := check(binary, target):
+        binaries = dict(zip(jobs, pool.map(_work, [(key, dtypes) for key in jobs])))
+    failures = 0
+    for key, (label, launch, target) in jobs.items():
+        if why := check(binaries[key], target):
             failures += 1
             print(f"{launch.kernel.__name__} for {target.backend}:{target.arch} ({label}): {why}")
     if arguments.out:
-        report(dict(zip(configurations(arguments.dtypes), binaries)), arguments.dtypes, arguments.out)
+        report(binaries, dtypes, arguments.out)
     return 1 if failures else 0
 
 

@@ -1,6 +1,7 @@
 """Fused scoring kernels and a pruning loop for *Neural network relief* (Dekhovich et al. 2024)."""
 
 from .accumulate import ConvAccumulator, LinearAccumulator
+from .bounds import alpha_for_bound, certify, layer_bounds
 from .collect import Collector
 from .magnitude import magnitude_masks
 from .masks import apply_masks, fold_masks, get_masks, load_masks, save_masks
@@ -13,13 +14,16 @@ __all__ = [
     "Collector",
     "ConvAccumulator",
     "LinearAccumulator",
+    "alpha_for_bound",
     "apply_masks",
+    "certify",
     "explain",
     "fold_masks",
     "get_masks",
     "jaccard",
     "keep_mask",
     "keep_rank",
+    "layer_bounds",
     "load_masks",
     "magnitude_masks",
     "measure",

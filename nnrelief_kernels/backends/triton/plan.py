@@ -19,7 +19,6 @@ PATHS = ("norms", "lags", "gram", "matrix", "float64 maps", "mean map")
 MOST_TAPS = 64  # of matrix.py: its Gram matrix stays in registers
 LAG_TAPS = 3  # per dimension, of lags.py; the features of 9 elements fill a 64-wide tile
 LAG_SIZE = 256  # of a map's sides: bounds the float32 sums
-LAG_TILES = 8  # of one map: with 16 samples, the rows of one product of phase 2
 PARTIAL_BYTES = 8 << 20  # of partial sums, wherever one chunk of samples does not already need more
 PROGRAMS = 2048  # that a launch tries to reach by cutting the samples into chunks: 8 and more per multiprocessor
 
@@ -89,8 +88,9 @@ class Tiles:
 
 def lag_tiles(geometry: ConvGeometry, blocks: Blocks) -> Tiles:
     width = three(geometry.size, 1)[2]
+    stride = three(geometry.stride, 1)[2]  # a tile begins where a window of every class does
     count = power_of_two(ceil_div(width, blocks.columns))
-    return Tiles(ceil_div(width, count), count)
+    return Tiles(ceil_div(ceil_div(width, count), stride) * stride, count)
 
 
 def lags_serve(geometry: ConvGeometry, blocks: Blocks) -> bool:
@@ -102,11 +102,10 @@ def lags_serve(geometry: ConvGeometry, blocks: Blocks) -> bool:
         kernel[0] == depth == 1
         and max(kernel) <= LAG_TAPS
         and max(height, width) <= LAG_SIZE
-        and tiles.count <= LAG_TILES
-        and stride == (1, 1, 1)
+        and max(stride[1:]) <= 2
         and all(k == 1 or d == 1 for k, d in zip(kernel, dilation))
         and (geometry.padding_mode == "zeros" or not any(map(any, geometry.padding)))
-        and (tiles.count == 1 or last >= 2 * (kernel[2] - 1))  # the edge columns of a map lie in one tile
+        and (tiles.count == 1 or last >= max(1, 2 * (kernel[2] - 1)))  # the edge columns of a map lie in one tile
     )
 
 
