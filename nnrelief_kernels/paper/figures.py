@@ -70,7 +70,7 @@ def tradeoff(runs: Runs, path: Path, title: str) -> None:
 
 
 def blocks(group: Sequence[Run], path: Path, title: str) -> None:
-    """Kernels kept in each residual block by iteration (Figure 8); a block whose two convolutions are not both there is void."""
+    """What is kept of each residual block by iteration (Figure 8); a block that lacks a convolution is gone."""
     run = group[0]
     names = sorted({name.rpartition(".")[0] for name in run.steps[0].iteration.kept_per_layer if name.endswith("conv2")},
                    key=lambda name: [int(part.removeprefix("layer")) for part in name.split(".")])  # fmt: skip

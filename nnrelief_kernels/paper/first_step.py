@@ -1,4 +1,4 @@
-"""One pruning step on a trained network, by several rules: what Tables 6 and 7 compare, and the authors' scripts with the text."""
+"""One pruning step on a trained network by several rules, for Tables 6 and 7 and the authors' scripts beside the text."""
 
 from __future__ import annotations
 

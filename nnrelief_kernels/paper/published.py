@@ -20,7 +20,7 @@ class Table:
 
     title: str
     quantities: tuple[str, ...]
-    """Of "error", "accuracy" (before pruning), "drop" (of accuracy), "kept", "pruned" (parameters) and "flops" (pruned), in %."""
+    """In %: of "error", "accuracy" (before pruning), its "drop", parameters "kept" or "pruned", and "flops" (pruned)."""
     results: tuple[Result, ...]
     others: tuple[tuple[str, ...], ...] = ()
     """Other methods as printed: network and method, then the quantities."""

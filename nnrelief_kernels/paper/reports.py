@@ -168,11 +168,8 @@ def bounds_figure(context: Context, what: str, needs: tuple[str, ...]) -> None:
     for seed, model in list(context.dense(needs[0]).items())[:1]:
         pruned = copy.deepcopy(model)
         prune(pruned, data.pruning_set(experiment.samples, seed), alpha_fc=0.95, layers=["linear"])
-        entering: list[Tensor] = []
-        with model.get_submodule("linear").register_forward_pre_hook(lambda _, args: entering.append(args[0].cpu())):
-            error(model, data.x_test, data.y_test)
-        layer, kept = (cast(Layer, network.get_submodule("linear").cpu()) for network in (model, pruned))
-        bound, change = layer_bounds(layer, kept, torch.cat(entering))
+        layer, kept = (cast(Layer, network.get_submodule("linear")) for network in (model, pruned))
+        bound, change = (part.cpu() for part in layer_bounds(layer, kept, _entering(model, "linear", data)))
         title = f"Figure 11: {experiment.model} on {data.name}, linear layer pruned with alpha 0.95"
         drawings.bounds(bound, change, context.out / f"{what}.png", title)
         exceeded = int((change > bound * (1 + 1e-5)).sum())
@@ -228,6 +225,15 @@ def _first_steps(context: Context, name: str) -> dict[int, tuple[Outcome, dict[s
 
 def _row(what: str, quantity: str, published: str, values: dict[int, float]) -> Row:
     return Row("LeNet-300-100", quantity, published, tuple(values.values()), tuple(values), f"nnrelief paper {what}")
+
+
+def _entering(model: nn.Module, layer: str, data: Dataset) -> Tensor:
+    """What enters a layer on the test images."""
+    acts: list[Tensor] = []
+    hook = model.get_submodule(layer).register_forward_pre_hook(lambda _, inputs: acts.append(inputs[0].detach()))
+    with hook:
+        error(model, data.x_test, data.y_test)
+    return torch.cat(acts)
 
 
 def _those_run(context: Context, names: tuple[str, ...]) -> dict[str, list[Run]]:

@@ -41,7 +41,7 @@ def run(
     *,
     command: str,
     weights: Path,
-    speed: Speed = Speed(),  # noqa: B008, it is frozen
+    speed: Speed = Speed(),
     iterations: int | None = None,
 ) -> None:
     """Train and prune, writing to `folder`: `HISTORY`, `EPOCHS`, `DENSE` (the network before its pruning) and `SETTINGS`.

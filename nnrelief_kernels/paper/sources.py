@@ -1,4 +1,4 @@
-"""The publication's data sets by name: an npz file in a folder, what torchvision downloads there, or Tiny-ImageNet's own folder."""
+"""The publication's data sets by name: an npz file, what torchvision downloads, or Tiny-ImageNet's own folder."""
 
 from __future__ import annotations
 

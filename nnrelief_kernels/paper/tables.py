@@ -109,7 +109,8 @@ def by_iteration(runs: Sequence[Run]) -> str:
     )
     for run in runs:
         if len(run.steps) <= run.iterations:
-            text += f"\nSeed {run.seed} stopped after iteration {len(run.steps) - 1} of {run.iterations}; the same command goes on.\n"
+            reached = f"iteration {len(run.steps) - 1} of {run.iterations}"
+            text += f"\nSeed {run.seed} has got to {reached}; the same command goes on.\n"
     return text
 
 
