@@ -77,15 +77,14 @@ def train(
     Args:
         seed: epoch e draws its batches, augmentation and dropout from torch's global generators after
             ``manual_seed(1000 * seed + e)``, so that a run that goes on takes the same way; None draws from them as they are.
-        checkpoint: a file that receives the state after every epoch. If it is there, training goes on from it.
+        checkpoint: a file that receives the state after every epoch but the last. If it is there, training goes on from it.
         bf16: compute in bfloat16 where that is safe (autocast).
         compiled: torch.compile with CUDA graphs.
     """
     with compact(model) as plain:
         inputs = data if plain.inputs is None else data.pixels(plain.inputs)
-        return _train(
-            plain, inputs, recipe, seed, checkpoint, bf16, compiled, lambda rates: progress_bar(rates, description, show)
-        )
+        bar = functools.partial(progress_bar, description=description, show=show)
+        return _train(plain, inputs, recipe, seed, checkpoint, bf16, compiled, bar)
 
 
 @torch.no_grad()
@@ -142,7 +141,7 @@ def _train(
         if all(wrong < epoch.error for epoch in done):
             best = copy.deepcopy(model.state_dict())
         done.append(Epoch(float(loss) / len(data.x_train), wrong, time.perf_counter() - start))
-        if checkpoint is not None:
+        if checkpoint is not None and len(done) < recipe.epochs:
             _save(checkpoint, {"model": model.state_dict(), "best": best, "optimizer": optimizer.state_dict(),
                                "epochs": [dataclasses.asdict(epoch) for epoch in done]})  # fmt: skip
     if recipe.keep_best:
