@@ -1,9 +1,7 @@
-// The operators of the compiled backend, over LibTorch's stable ABI: tensors in, Conv and Plan, work items onto torch's
-// threads.
+// The operators of the compiled backends, and the CPU's side of them, over LibTorch's stable ABI: tensors in, Conv and
+// Plan, work items onto torch's threads.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -12,13 +10,10 @@
 #include <string>
 #include <vector>
 
-#include "conv.h"
+#include "tensors.h"
 
 namespace nnrelief {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 const Level* choose_level() {
   bool avx512 = false, avx2 = false;
@@ -39,63 +34,6 @@ const Level* choose_level() {
 const Level& level() {
   static const Level* chosen = choose_level();
   return *chosen;
-}
-
-Dtype dtype_of(const Tensor& t) {
-  switch (t.scalar_type()) {
-    case ScalarType::Half:
-      return Dtype::f16;
-    case ScalarType::BFloat16:
-      return Dtype::bf16;
-    case ScalarType::Float:
-      return Dtype::f32;
-    case ScalarType::Double:
-      return Dtype::f64;
-    default:
-      STD_TORCH_CHECK(false, "expected float16, bfloat16, float32 or float64");
-      return Dtype::f32;
-  }
-}
-
-// `geometry`: out, stride, padding before and dilation of each spatial dimension, then groups, padding mode, variant.
-Conv make_conv(const Tensor& weight, const Tensor& acts, const std::vector<int64_t>& geometry) {
-  const int64_t dims = acts.dim() - 2, lead = 3 - dims;
-  STD_TORCH_CHECK(dims >= 1 && dims <= 3 && weight.dim() == acts.dim() && (int64_t)geometry.size() == 4 * dims + 3,
-                  "geometry does not fit the tensors");
-  Conv c{};
-  c.acts = acts.data_ptr();
-  c.weight = weight.data_ptr();
-  c.acts_type = dtype_of(acts);
-  c.weight_type = dtype_of(weight);
-  c.samples = acts.size(0);
-  c.channels = acts.size(1);
-  c.groups = geometry[4 * dims];
-  c.padding = (Padding)geometry[4 * dims + 1];
-  c.variant = (Variant)geometry[4 * dims + 2];
-  c.filters = weight.size(0) / c.groups;
-  c.acts_n = acts.stride(0);
-  c.acts_c = acts.stride(1);
-  c.weight_j = weight.stride(0);
-  c.weight_c = weight.stride(1);
-  for (int64_t d = 0; d < 3; ++d) c.size[d] = c.kernel[d] = c.stride[d] = c.dilation[d] = c.out[d] = 1;
-  for (int64_t i = 0; i < dims; ++i) {
-    const int64_t d = lead + i;
-    c.size[d] = acts.size(2 + i);
-    c.acts_x[d] = acts.stride(2 + i);
-    c.kernel[d] = weight.size(2 + i);
-    c.weight_x[d] = weight.stride(2 + i);
-    c.out[d] = geometry[i];
-    c.stride[d] = geometry[dims + i];
-    c.before[d] = geometry[2 * dims + i];
-    c.dilation[d] = c.kernel[d] == 1 ? 1 : geometry[3 * dims + i];
-    if (c.kernel[d] == 1 && c.before[d] == 0 && (c.out[d] - 1) * c.stride[d] < c.size[d]) {
-      // only these positions are read: a smaller map with wider strides
-      c.acts_x[d] *= c.stride[d];
-      c.size[d] = c.out[d];
-      c.stride[d] = 1;
-    }
-  }
-  return c;
 }
 
 struct Free {
@@ -246,24 +184,32 @@ Tensor scale_columns(Tensor weight, Tensor sums, bool wide) {
 
 std::string level_name() { return level().name; }
 
+// The chips that this build's CUDA kernels are compiled for, empty where it has none.
+std::string cuda_architectures() {
+#ifdef NNRELIEF_CUDA_ARCHS
+  return NNRELIEF_CUDA_ARCHS;
+#else
+  return "";
+#endif
+}
+
 }  // namespace
 }  // namespace nnrelief
 
-STABLE_TORCH_LIBRARY(nnrelief_cpu, m) {
-  m.def("conv_path(Tensor weight, Tensor acts, int[] geometry) -> int");
-  m.def("score_conv(Tensor weight, Tensor acts, int[] geometry) -> Tensor");
-  m.def("column_sums(Tensor acts) -> Tensor");
-  m.def("scale_columns(Tensor weight, Tensor sums, bool wide) -> Tensor");
+STABLE_TORCH_LIBRARY(nnrelief, m) {
+  nnrelief::define_operators(m);
   m.def("level() -> str");
+  m.def("cuda_architectures() -> str");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(nnrelief_cpu, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(nnrelief, CPU, m) {
   m.impl("conv_path", TORCH_BOX(&nnrelief::conv_path));
   m.impl("score_conv", TORCH_BOX(&nnrelief::score_conv));
   m.impl("column_sums", TORCH_BOX(&nnrelief::column_sums));
   m.impl("scale_columns", TORCH_BOX(&nnrelief::scale_columns));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(nnrelief_cpu, CompositeExplicitAutograd, m) {
+STABLE_TORCH_LIBRARY_IMPL(nnrelief, CompositeExplicitAutograd, m) {
   m.impl("level", TORCH_BOX(&nnrelief::level_name));
+  m.impl("cuda_architectures", TORCH_BOX(&nnrelief::cuda_architectures));
 }
