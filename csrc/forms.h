@@ -48,11 +48,11 @@ struct Features {
     least = reinterpret_cast<float*>(small + samples);
     floor = least + samples;
     sums = floor + samples;
-    scale = reinterpret_cast<double*>(sums + kThreads * kPerThread);
+    tap = reinterpret_cast<int32_t*>(sums + kThreads * kPerThread);
+    scale = reinterpret_cast<double*>(tap + (taps + 1) / 2 * 2);
     kernels = reinterpret_cast<float*>(scale + step);
-    tap = reinterpret_cast<int32_t*>(kernels + taps * step);
-    trust = reinterpret_cast<Trust*>(tap + taps);
-    behind = reinterpret_cast<char*>(trust + step) + (16 - taps * 4 % 16) % 16;
+    trust = reinterpret_cast<Trust*>(kernels + taps * step);
+    behind = reinterpret_cast<char*>(trust + step);  // a multiple of 8
   }
 
   HOST_DEVICE static int pair(int taps, int a, int b) { return a * taps - a * (a - 1) / 2 + b - a; }

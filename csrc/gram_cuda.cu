@@ -89,7 +89,7 @@ __device__ __forceinline__ void add_products(const Conv& c, const CudaPlan& p, c
 template <class S, int TAPS>
 __global__ void __launch_bounds__(kThreads, 2) gram(Conv c, CudaPlan p, Partial partial) {
   const int taps = TAPS > 0 ? TAPS : static_cast<int>(c.taps()), staged = p.staged;
-  const Features f(c, taps, p.samples, shared_memory<char>());
+  const Features f(c, taps, TAPS > 0 ? kSamples : p.samples, shared_memory<char>());
   const Tile t(p, taps, f.behind);
   const Block block(c.channels);
   const int64_t ch = block.index, end = part_end(p.parts, block.part, c.samples);
@@ -110,9 +110,9 @@ __global__ void __launch_bounds__(kThreads, 2) gram(Conv c, CudaPlan p, Partial 
 
   bool bad = false;
   const int64_t begin = block.part * p.parts.size;
-  for (int64_t first = begin; first < end; first += p.samples) {
+  for (int64_t first = begin; first < end; first += f.samples) {
     f.clear();
-    for (int place = 0; place < p.samples; place += staged) {
+    for (int place = 0; place < f.samples; place += staged) {
 #pragma unroll 1
       for (int i = threadIdx.x; i < staged * t.pairs * t.slots * kSums; i += kThreads) t.sums[i] = 0;
       int64_t at[3];

@@ -15,6 +15,9 @@ constexpr int kLongest = 128;  // rows of one float32 sum
 template <int K>
 constexpr int kShifts = 2 * K - 1;  // s + K - 1; the first K - 1 are unused where d = 0
 
+// What plan_cuda.cpp gives these kernels, here for the compiler.
+HOST_DEVICE constexpr int samples_of(int K) { return K == 3 ? kSamples : 16; }
+
 template <class S, int COLUMNS>
 struct alignas(sizeof(S) * COLUMNS) Vector {
   S x[COLUMNS];
@@ -25,13 +28,12 @@ template <class S, int K, int COLUMNS>
 struct Stream {
   static constexpr int kHalo = K - 1;
   const S* x;  // the next row's first own column
-  int64_t step, column_step;
   int count, lane, lanes;  // own columns inside the map
   bool whole;              // own columns can be read as one
   uint32_t low;
   float next[COLUMNS];
 
-  __device__ __forceinline__ void fetch(bool inside) {
+  __device__ __forceinline__ void fetch(const Conv& c, bool inside) {
 #pragma unroll
     for (int i = 0; i < COLUMNS; ++i) next[i] = 0;
     if (!inside) return;
@@ -44,12 +46,12 @@ struct Stream {
     } else {
 #pragma unroll
       for (int i = 0; i < COLUMNS; ++i)
-        if (i < count) next[i] = magnitude(x[i * column_step]);
+        if (i < count) next[i] = magnitude(x[i * c.acts_x[2]]);
     }
-    x += step;
+    x += c.acts_x[1];
   }
   // The fetched row with its neighbours, while the one after it is on its way.
-  __device__ __forceinline__ void advance(bool more, float* row) {
+  __device__ __forceinline__ void advance(const Conv& c, bool more, float* row) {
 #pragma unroll
     for (int i = 0; i < COLUMNS; ++i) {
       row[i] = next[i];
@@ -60,21 +62,30 @@ struct Stream {
       const float other = __shfl_down_sync(kAll, row[i % COLUMNS], 1 + i / COLUMNS, lanes);
       row[COLUMNS + i] = lane + 1 + i / COLUMNS < lanes ? other : 0;
     }
-    fetch(more);
+    fetch(c, more);
   }
 };
 
-template <int K, int COLUMNS>
-__device__ __forceinline__ void add_row(const float (*rows)[COLUMNS + K - 1], int newest,
-                                        float (*sums)[kShifts<K>][COLUMNS]) {
+// The products of row NEWEST with the row D above it, and so on to K - 1.
+template <int K, int COLUMNS, int NEWEST, int D = 0>
+__device__ __forceinline__ void add_row(const float (&rows)[K][COLUMNS + K - 1],
+                                        float (&sums)[K][kShifts<K>][COLUMNS]) {
+  constexpr int above = (NEWEST + K - D) % K;
 #pragma unroll
-  for (int d = 0; d < K; ++d) {
-    const float *r = rows[newest], *above = rows[(newest + K - d) % K];
+  for (int s = D == 0 ? 0 : 1 - K; s < K; ++s)
 #pragma unroll
-    for (int s = d == 0 ? 0 : 1 - K; s < K; ++s)
-#pragma unroll
-      for (int u = 0; u < COLUMNS; ++u) sums[d][s + K - 1][u] += s >= 0 ? above[u] * r[u + s] : r[u] * above[u - s];
-  }
+    for (int u = 0; u < COLUMNS; ++u)
+      sums[D][s + K - 1][u] += s >= 0 ? rows[above][u] * rows[NEWEST][u + s] : rows[NEWEST][u] * rows[above][u - s];
+  if constexpr (D + 1 < K) add_row<K, COLUMNS, NEWEST, D + 1>(rows, sums);
+}
+
+// K rows, after which each lies in its register again; `left` are left of the map.
+template <class S, int K, int COLUMNS, int I = 0>
+__device__ __forceinline__ void add_rows(const Conv& c, Stream<S, K, COLUMNS>& stream, bool used, int left,
+                                         float (&rows)[K][COLUMNS + K - 1], float (&sums)[K][kShifts<K>][COLUMNS]) {
+  stream.advance(c, used && I + 1 < left, rows[I]);
+  add_row<K, COLUMNS, I>(rows, sums);
+  if constexpr (I + 1 < K) add_rows<S, K, COLUMNS, I + 1>(c, stream, used, left, rows, sums);
 }
 
 // Adds what has been summed over base rows that end with `y` to every feature at a lag with row distance D, and clears
@@ -128,21 +139,17 @@ __device__ __forceinline__ void map_features(const Conv& c, const Features& f, i
   const int height = c.size[1], top = c.before[1], high = c.out[1], lane = stream.lane, lanes = stream.lanes;
   float rows[K][COLUMNS + K - 1] = {}, sums[K][kShifts<K>][COLUMNS] = {};
   stream.low = ~0u;
-  stream.fetch(used);
+  stream.fetch(c, used);
   int r = 0;
   while (r < height) {
     // rows whose sums go on, K at a time so that no row moves from register to register
     int until = high - top - 1 < height - 1 ? high - top - 1 : height - 1;
     if (until > r - r % kLongest + kLongest - 1) until = r - r % kLongest + kLongest - 1;
     for (; r >= K - 1 - top && r + K <= until; r += K) {
-#pragma unroll
-      for (int i = 0; i < K; ++i) {
-        stream.advance(used && r + i + 1 < height, rows[i]);
-        add_row<K, COLUMNS>(rows, i, sums);
-      }
+      add_rows<S, K, COLUMNS>(c, stream, used, height - r, rows, sums);
     }
-    stream.advance(used && r + 1 < height, rows[0]);
-    add_row<K, COLUMNS>(rows, 0, sums);
+    stream.advance(c, used && r + 1 < height, rows[0]);
+    add_row<K, COLUMNS, 0>(rows, sums);
     end_row<S, K, COLUMNS>(c, f, r, sample, lane, lanes, sums);
     ++r;
     float newest[COLUMNS + K - 1];
@@ -158,16 +165,13 @@ __device__ __forceinline__ void map_features(const Conv& c, const Features& f, i
 
 template <class S, int K, int COLUMNS>
 __global__ void __launch_bounds__(kThreads, 2) lags(Conv c, CudaPlan p, int lanes, bool whole, Partial partial) {
-  constexpr int taps = K * K;
-  const Features f(c, taps, p.samples, shared_memory<char>());
+  const Features f(c, K * K, samples_of(K), shared_memory<char>());
   const Block block(c.channels);
   const int64_t end = part_end(p.parts, block.part, c.samples), begin = block.part * p.parts.size;
   const int at_once = kThreads / lanes;
   Stream<S, K, COLUMNS> stream;
   stream.lane = threadIdx.x % lanes;
   stream.lanes = lanes;
-  stream.step = c.acts_x[1];
-  stream.column_step = c.acts_x[2];
   stream.count = static_cast<int>(c.size[2]) - stream.lane * COLUMNS;
   stream.whole = whole;
 
@@ -201,9 +205,9 @@ void queue(const Conv& c, const CudaPlan& p, Partial partial, void* stream) {
   const bool whole = c.acts_x[2] == 1 && c.size[2] % COLUMNS == 0 && c.acts_x[1] % COLUMNS == 0 &&
                      c.acts_c % COLUMNS == 0 && c.acts_n % COLUMNS == 0 &&
                      reinterpret_cast<uintptr_t>(c.acts) % (COLUMNS * sizeof(S)) == 0;
-  int lanes = kThreads / p.samples;
+  int lanes = kThreads / samples_of(K);
   while (lanes * COLUMNS < c.size[2]) lanes *= 2;
-  const int64_t shared = Features(c, K * K, p.samples, nullptr).behind - static_cast<char*>(nullptr);
+  const int64_t shared = Features(c, K * K, samples_of(K), nullptr).behind - static_cast<char*>(nullptr);
   launch("lags", lags<S, K, COLUMNS>, p.parts.count * c.channels, kThreads, shared, stream, c, p, lanes, whole,
          partial);
 }
