@@ -33,7 +33,7 @@ sanitize: $(STAMP)
 	mkdir -p build/sanitize
 	cp -r csrc nnrelief_kernels tests setup.py pyproject.toml README.md LICENSE build/sanitize
 	rm -f build/sanitize/nnrelief_kernels/*.so
-	cd build/sanitize && NNRELIEF_BUILD=1 NNRELIEF_CXXFLAGS="-O1 -g $(SANITIZE)" NNRELIEF_LDFLAGS="$(SANITIZE)" \
+	cd build/sanitize && NNRELIEF_BUILD=1 NNRELIEF_BUILD_CUDA=0 NNRELIEF_CXXFLAGS="-O1 -g $(SANITIZE)" NNRELIEF_LDFLAGS="$(SANITIZE)" \
 		$(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
 	cd build/sanitize && ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		$(CURDIR)/$(BIN)/python -m pytest tests/test_cpu.py tests/test_scoring.py -k "not torch and not million"
