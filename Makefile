@@ -69,7 +69,7 @@ $(STAMP): pyproject.toml setup.py $(wildcard csrc/*)
 	touch $@
 
 # The oldest supported Triton, beside the one that torch brings, and the newest NumPy that its interpreter works with.
-$(TRITON_OLDEST): $(STAMP)
+$(TRITON_OLDEST): | $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps --target $@ "triton==3.6.*" "numpy<2.4"
 
 clean:

@@ -47,3 +47,9 @@ def test_tiles_of_a_map_hold_all_its_columns():
                 assert tiles.width % stride == 0 or tiles.count == 1
                 if plan.lags_serve(geometry, blocks):
                     assert (tiles.count - 1) * tiles.width < width
+
+
+def test_info_names_the_version_of_triton():
+    triton = pytest.importorskip("triton")
+    backend = backends.get("triton")
+    assert f"triton {triton.__version__}" in (backend.unavailable() or backend.describe())
