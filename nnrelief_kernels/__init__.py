@@ -2,6 +2,7 @@
 
 from .accumulate import ConvAccumulator, LinearAccumulator
 from .authors import residual_masks, silent_masks
+from .bounds import alpha_for_bound, certify, layer_bounds
 from .collect import Collector
 from .dead import find_dead, remove_dead
 from .latency import latency
@@ -17,7 +18,9 @@ __all__ = [
     "Collector",
     "ConvAccumulator",
     "LinearAccumulator",
+    "alpha_for_bound",
     "apply_masks",
+    "certify",
     "explain",
     "find_dead",
     "fold_masks",
@@ -26,6 +29,7 @@ __all__ = [
     "keep_mask",
     "keep_rank",
     "latency",
+    "layer_bounds",
     "load_masks",
     "magnitude_masks",
     "measure",

@@ -93,7 +93,7 @@ def prune(
     if isinstance(batches, Tensor):
         batches = [batches]
     elif propagate == "pruned":
-        _check_rereadable(batches)
+        check_rereadable(batches)
     together = in_use() if shared is None else shared
     example: list[Any] = []
 
@@ -112,7 +112,7 @@ def prune(
 
     def chosen(collector: Collector, name: str) -> Masks:
         try:
-            return _masks(model, name, found[name], keep_mask(collector.accumulators[name].scores(), shares[name], **rule))
+            return layer_masks(model, name, found[name], keep_mask(collector.accumulators[name].scores(), shares[name], **rule))
         except ValueError as error:
             raise ValueError(f"layer {name!r} cannot be pruned: {error}") from error
 
@@ -176,7 +176,7 @@ def prune_iteratively(
     """
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations!r}")
-    _check_rereadable(batches)
+    check_rereadable(batches)
     history = load_checkpoint(checkpoint, model) if checkpoint is not None else []
     if not history:
         start = time.perf_counter()
@@ -197,7 +197,7 @@ def prune_iteratively(
     return history
 
 
-def _masks(model: nn.Module, name: str, tied: tuple[Layer, ...], keep: Tensor) -> Masks:
+def layer_masks(model: nn.Module, name: str, tied: tuple[Layer, ...], keep: Tensor) -> Masks:
     """`keep` (C_out, C_in/groups), with a bias one more column, as masks of the parameters of the layers it is for."""
     weight = tied[0].weight
     paths = {module: path for path, module in model.named_modules()}
@@ -226,7 +226,8 @@ def _drop_unread(model: nn.Module, example: list[Any], layers: list[str], forwar
         apply_dead(model, found)
 
 
-def _check_rereadable(batches: Iterable[Any]) -> None:
+def check_rereadable(batches: Iterable[Any]) -> None:
+    """A TypeError for batches that can be read only once."""
     if iter(batches) is batches:
         raise TypeError(f"batches must be iterable more than once, got {type(batches).__name__}: pass a list or a loader")
 

@@ -14,7 +14,7 @@ from ..layers import CONVS, Layer
 from ..masks import get_masks
 from ..measure import inputs_in_use
 from ..selection import keep_mask
-from .calibration import by_module, collect
+from .calibration import by_module, collect, input_shares
 
 READS = (tp.prune_conv_in_channels, tp.prune_linear_in_channels)
 CHANNELWISE = (
@@ -78,8 +78,7 @@ class ReliefImportance(tp.importance.Importance):  # type: ignore[misc,unused-ig
         out, columns = layer.weight.shape[:2]
         if scores.shape[0] != out or scores.shape[1] - columns not in (0, 1):
             raise ValueError(f"{layer} has changed since it was scored: call calibrate(model, batches) first")
-        groups = 1 if isinstance(layer, nn.Linear) else layer.groups
-        return scores[:, :columns].double().cpu().reshape(groups, -1, columns).sum(1).flatten() / out
+        return input_shares(scores.double().cpu(), layer)
 
 
 def prune_channels(
@@ -176,7 +175,8 @@ def _readers(group: Any) -> list[tuple[Layer, Tensor, Tensor]]:
         if item.dep.handler not in READS:
             continue
         if any(root not in place for root in item.root_idxs):
-            raise ValueError(f"the channels that {layer} reads cannot be traced to their source: add it to ignored_layers")
+            source = group[0].dep.target.name
+            raise ValueError(f"Torch-Pruning cannot tell which channels of {source} {layer} reads: ignore the first of them")
         found.append((cast(Layer, layer), torch.tensor(item.idxs), torch.tensor([place[root] for root in item.root_idxs])))
     return found
 

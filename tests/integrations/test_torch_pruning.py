@@ -138,3 +138,14 @@ def test_what_cannot_be_done_is_said():
     prune_channels(model, images()[:1], importance, 0.5)
     with pytest.raises(ValueError, match="has changed since it was scored: call calibrate"):
         prune_channels(model, images()[:1], importance, 0.5)
+
+
+def test_channels_that_cannot_be_traced_are_not_guessed():
+    model = network("residual")
+    importance = ReliefImportance(model, [images()])
+    graph = tp.DependencyGraph().build_dependency(model, example_inputs=images()[:1])
+    group = graph.get_pruning_group(model.first, tp.prune_conv_out_channels, list(range(12)))
+    (reader,) = [item for item in group.items if item.dep.handler == tp.prune_conv_in_channels]
+    reader.root_idxs = [None] * 12  # as grouped-query attention leaves them
+    with pytest.raises(ValueError, match="cannot tell which channels of first"):
+        importance.shares(group)

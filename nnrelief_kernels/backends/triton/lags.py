@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import plan
 from .conv import Call, Launch, own_place
-from .forms import SMALL_BITS, TP, add_norms, small
+from .forms import SMALL_BITS, add_norms, small
 
 
 @triton.constexpr_function
@@ -220,13 +220,9 @@ def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor, f
     align = 1
     if call.x_strides["xw"] == 1:
         align = plan.vector(call.acts, (*strides.values(), tiles.width, call.size[2]))
-    pads = [
-        (before, (out - 1) * stride + kernel - size - before)
-        for size, kernel, stride, out, (before, _) in zip(
-            call.size, call.kernel, plan.three(call.geometry.stride, 1), call.out, plan.three(call.geometry.padding, (0, 0))
-        )
-    ]
-    taps = call.geometry.taps
+    stride, taps = plan.three(call.geometry.stride, 1), call.geometry.taps
+    before = [pads[0] for pads in plan.three(call.geometry.padding, (0, 0))]
+    after = [(out - 1) * t + k - size - p for out, t, k, size, p in zip(call.out, stride, call.kernel, call.size, before)]
     samples = plan.samples_at_once(call.samples, tiles.count, blocks)
     arguments = {
         "x": call.acts, "weight": call.weight, "sums": sums, "flags": flags,
@@ -234,9 +230,9 @@ def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor, f
         "filters": call.filters, "per_group": call.per_group,
         **{name: stride // align for name, stride in strides.items()}, "xw": call.x_strides["xw"],
         **{name: stride for name, stride in call.weight_strides.items() if name != "wd"},
-        "KERNEL": call.kernel[1:], "STRIDE": plan.three(call.geometry.stride, 1)[1:], "PADS": (*pads[1], *pads[2]),
+        "KERNEL": call.kernel[1:], "STRIDE": stride[1:], "PADS": (before[1], after[1], before[2], after[2]),
         "WIDTH": call.size[2], "TW": tiles.width, "TILES": tiles.count, "ALIGN": align, "BN": samples,
-        "FP": max(16, plan.power_of_two(taps * (taps + 1) // 2)), "BJ": max(blocks.filters, samples * tiles.count // TP.value),
-        "PRECISION": blocks.precision,
+        "FP": max(16, plan.power_of_two(taps * (taps + 1) // 2)),
+        "BJ": plan.filters_at_once(samples * tiles.count, blocks), "PRECISION": blocks.precision,
     }  # fmt: skip
     return Launch(lags_kernel, chunks.count * call.channels, arguments, max(1, samples * tiles.count // target.warp))
