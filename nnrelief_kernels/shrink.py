@@ -130,6 +130,8 @@ class _Check:
         """max|Δ output| / max|output|, the worst of the outputs; NaN where an output is NaN."""
         errors = [0.0]
         for expected, found in zip(self.expected, self.outputs(model), strict=True):
+            if found.shape != expected.shape:
+                return math.inf
             difference = float((expected - found).abs().max())
             errors.append(difference / float(expected.abs().max()) if difference else 0.0)
         return max(errors, key=lambda error: math.inf if math.isnan(error) else error)
