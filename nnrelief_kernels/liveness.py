@@ -125,7 +125,7 @@ def _replacement(node: fx.Node, value: dict[fx.Node, Any], varies: dict[fx.Node,
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def sums(*signals: Any) -> Any:
-        return sum(signal.expand(value[node].shape) for signal in signals)
+        return sum(signal.to(value[node].device).expand(value[node].shape) for signal in signals)
 
     def mixed(*signals: Any) -> Any:
         total = sum(leaf.sum() for leaf in pytree.tree_leaves(signals))

@@ -211,10 +211,12 @@ def _parameter(layer: str, attribute: str) -> str:
 
 def _drop_unread(model: nn.Module, example: list[Any], layers: list[str], forward: Forward | None, together: bool) -> None:
     """What rank 0 finds where several prune together, on the first example that any of them holds."""
-    first = next(batch for held in (gather(example) if together else [example]) for batch in held)
+    examples = [batch for held in (gather(example) if together else [example]) for batch in held]
+    if not examples:
+        return
 
     def find() -> Dead:
-        return find_dead(model, first, layers=layers, forward=forward)
+        return find_dead(model, examples[0], layers=layers, forward=forward)
 
     try:
         found = on_first(find) if together else find()

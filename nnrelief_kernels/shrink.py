@@ -18,7 +18,7 @@ from .layers import CONVS, unwrap
 from .liveness import liveness
 from .masks import fold_masks
 from .measure import measure
-from .tracing import first_samples, trace
+from .tracing import first_sample, trace
 
 LAYERS = (nn.Linear, *CONVS)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -77,7 +77,7 @@ def shrink(
     trained = {name: parameter.requires_grad for name, parameter in small.named_parameters()}
     remove_dead(small, example, new_biases=True, forward=forward)
     fold_masks(small)
-    one = example if forward is not None else first_samples(example, 1)
+    one = example if forward is not None else first_sample(small, example)
     with evaluating(small), unfused():
         small, left = _without_dead(small, one, forward, tolerance)
     modes = {name: module.training for name, module in dense.named_modules()}
@@ -130,6 +130,8 @@ class _Check:
         """max|Δ output| / max|output|, the worst of the outputs; NaN where an output is NaN."""
         errors = [0.0]
         for expected, found in zip(self.expected, self.outputs(model), strict=True):
+            if found.shape != expected.shape:
+                return math.inf
             difference = float((expected - found).abs().max())
             errors.append(difference / float(expected.abs().max()) if difference else 0.0)
         return max(errors, key=lambda error: math.inf if math.isnan(error) else error)
@@ -189,7 +191,7 @@ def _unread(model: nn.Module, batch: Any, forward: Forward | None) -> dict[str, 
                 needed, at = live.needed[calls[0]][0], 1
             else:
                 needed, at = live.needed[calls[0]], -1 if isinstance(module, nn.Linear) else 1 - module.weight.ndim
-            found[name] = ~needed.movedim(at, 0).flatten(1).any(1)
+            found[name] = ~needed.movedim(at, 0).reshape(len(module.weight), -1).any(1)
     return found
 
 

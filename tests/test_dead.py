@@ -289,6 +289,7 @@ def test_batches_as_prune_takes_them():
     assert "2.weight" in expected
     assert find_dead(nn.DataParallel(model), (x, torch.zeros(5))).masks.keys() == expected.keys()
     assert find_dead(model, {"input": x}).masks.keys() == expected.keys()
+    assert find_dead(model, x[0], forward=lambda m, batch: m(batch)).masks.keys() == expected.keys()  # no batch dimension
     assert find_dead(model, [x], forward=lambda m, batch: m(batch[0])).masks.keys() == expected.keys()
 
 

@@ -12,6 +12,8 @@ from torch import nn
 from nnrelief_kernels import apply_masks, fold_masks, get_masks, shrink
 from nnrelief_kernels.latency import latency
 from nnrelief_kernels.masks import dense_state
+from nnrelief_kernels.paper.models import LeNet5, LeNet300100
+from tests.data import load_caffe, mnist_test, needs_data
 from tests.networks import NETWORKS, network, random_masks, samples
 from tests.test_dead import ROUNDING, assert_same
 
@@ -99,6 +101,17 @@ def test_onnx_computes_the_same(name, tmp_path):
     session = onnxruntime.InferenceSession(tmp_path / "small.onnx", providers=["CPUExecutionProvider"])
     (output,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     assert_same(torch.from_numpy(output), model(x), 1e-5)
+
+
+@needs_data
+@pytest.mark.parametrize(("network", "name"), [(LeNet5, "caffe_lenet5_sparse"), (LeNet300100, "caffe_lenet300100_sparse")])
+def test_published_sparse_networks_on_real_images(network, name):
+    model, images = load_caffe(network(), name), mnist_test()[0][:1000]
+    found = shrink(model, images, seconds=0.001)
+    assert found.error <= 1e-5
+    assert not found.left
+    assert found.parameters[1] < 0.5 * found.parameters[0]
+    assert torch.equal(found.model(images).argmax(1), model(images).argmax(1))
 
 
 class FixedSize(nn.Module):
