@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from nnrelief_kernels import certify, measure, prune
 from nnrelief_kernels.bounds import Certificate, LayerBounds
+from nnrelief_kernels.collect import Forward
 from nnrelief_kernels.files import atomic_write
+from nnrelief_kernels.masks import Masks
 from nnrelief_kernels.paper.data import Dataset, from_npz
 from nnrelief_kernels.paper.models import MODELS, load_published
 from nnrelief_kernels.paper.training import error
@@ -30,7 +32,7 @@ ALPHAS = ((0.95, 0.99), (0.99, 0.99))
 """(alpha_conv, alpha_fc)."""
 FC_ALPHA = 0.95
 """Of the last layer alone, as in Figure 11 of Dekhovich et al. 2024."""
-CERTIFIED = 1000
+CERTIFIED = 500
 """Test images on which all layers are certified together; the last layer alone is on all of them."""
 BATCH = 250
 
@@ -40,6 +42,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pretrained", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="cifar10.npz with x_train, y_train, x_test and y_test")
     parser.add_argument("--weights", type=Path, required=True, help=f"folder of {', '.join(WEIGHTS.values())}")
+    parser.add_argument("--network", action="append", choices=WEIGHTS, help="may be repeated (default: all)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "pretrained")
     parser.add_argument("--samples", type=int, default=1000, help="training images to score on (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="picks those images")
@@ -53,29 +56,35 @@ def main() -> int:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write networks.csv, networks.md, last-layer.csv and last-layer.png into `--out`."""
+    """Write networks.csv, networks.md, last-layer.csv and last-layer.png into `--out`; other networks' rows stay there."""
     data = normalised(from_npz(arguments.data))
     batches = data.pruning_set(arguments.samples, arguments.seed)
-    networks: list[dict[str, str]] = []
-    neurons: list[dict[str, str]] = []
-    last_layers: dict[str, LayerBounds] = {}
-    for name, file in WEIGHTS.items():
-        model = load_published(MODELS[name](data.image, data.classes), arguments.weights / file)
-        accuracy = 100 - error(model, data.x_test, data.y_test)
-        for alphas in progress(ALPHAS, name):
-            networks.append(pruned_network(name, model, accuracy, alphas, data, batches))
-            print("  ".join(f"{key}: {value}" for key, value in networks[-1].items()), flush=True)
-        last_layers[name] = last_layer(model, batches, data.x_test)
-        neurons += [
-            {"network": name, "neuron": str(neuron), **{key: f"{value:.6g}" for key, value in row.items()}}
-            for neuron, row in enumerate(rows(last_layers[name]))
-        ]
     arguments.out.mkdir(parents=True, exist_ok=True)
-    write_csv(networks, arguments.out / "networks.csv")
-    write_csv(neurons, arguments.out / "last-layer.csv")
-    with atomic_write(arguments.out / "networks.md") as table:
-        table.write(markdown(networks, arguments).encode())
-    draw(last_layers, arguments.out / "last-layer.png")
+    for name in arguments.network or WEIGHTS:
+        model = load_published(MODELS[name](data.image, data.classes), arguments.weights / WEIGHTS[name])
+        neurons = rows(name, last_layer(model, batches, data.x_test))
+        accuracy = 100 - error(model, data.x_test, data.y_test)
+        networks = [pruned_network(name, model, accuracy, a, data, batches) for a in progress(ALPHAS, name)]
+        neurons = merged(neurons, arguments.out / "last-layer.csv")
+        networks = merged(networks, arguments.out / "networks.csv")
+        with atomic_write(arguments.out / "networks.md") as table:
+            table.write(markdown(networks, arguments).encode())
+        draw(neurons, arguments.out / "last-layer.png")
+
+
+def merged(table: Sequence[dict[str, str]], path: Path) -> list[dict[str, str]]:
+    """The rows of `table` and those of the other networks in the CSV at `path`, written there in the order of `WEIGHTS`."""
+    if path.exists():
+        with path.open(newline="") as file:
+            table = [*table, *(row for row in csv.DictReader(file) if row["network"] != table[0]["network"])]
+    table = sorted(table, key=lambda row: list(WEIGHTS).index(row["network"]))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
+    return table
 
 
 def normalised(data: Dataset) -> Dataset:
@@ -116,33 +125,27 @@ def pruned_network(
 def last_layer(model: nn.Module, batches: Sequence[Tensor], images: Tensor) -> LayerBounds:
     """Only the last layer pruned, on every image."""
     masks = prune(copy.deepcopy(model), batches, layers=["linear"], alpha_fc=FC_ALPHA)
-    return certified(model, masks, images).layers["linear"]
+    return certified(model, masks, images, forward=lambda network, batch: network(batch)).layers["linear"]
 
 
-def certified(model: nn.Module, masks: Mapping[str, Tensor], images: Tensor) -> Certificate:
+def certified(model: nn.Module, masks: Masks, images: Tensor, forward: Forward | None = None) -> Certificate:
     """The certificate; a RuntimeError if a bound of a layer or of an output is exceeded."""
-    found = certify(model, dict(masks), torch.split(images, BATCH))
+    found = certify(model, masks, torch.split(images, BATCH), forward=forward)
     bounds = [*found.layers.values(), *([found.outputs] if found.outputs else [])]
     if (tightest := max(b.tightest for b in bounds)) > 1 + 1e-5:
         raise RuntimeError(f"a change is {tightest} times its bound")
     return found
 
 
-def rows(bounds: LayerBounds) -> list[dict[str, float]]:
-    """Per neuron: its average and largest bound and change, and the share of its signal that was removed."""
-    names = ("average_bound", "average_change", "largest_bound", "largest_change")
-    columns = {name.replace("_", " "): getattr(bounds, name).tolist() for name in names}
+def rows(name: str, bounds: LayerBounds) -> list[dict[str, str]]:
+    """Per neuron: the average and the largest over images of bound and change, and the share of its signal that was removed."""
+    kinds = ("average_bound", "average_change", "largest_bound", "largest_change")
+    columns = {kind.replace("_", " "): getattr(bounds, kind).tolist() for kind in kinds}
     columns["removed share"] = (bounds.removed / bounds.signal).tolist()
-    return [dict(zip(columns, values)) for values in zip(*columns.values())]
-
-
-def write_csv(table: Sequence[Mapping[str, str]], path: Path) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
+    return [
+        {"network": name, "neuron": str(neuron), **{column: f"{value:.6g}" for column, value in zip(columns, values)}}
+        for neuron, values in enumerate(zip(*columns.values()))
+    ]
 
 
 def markdown(table: Sequence[Mapping[str, str]], arguments: argparse.Namespace) -> str:
@@ -157,17 +160,17 @@ def markdown(table: Sequence[Mapping[str, str]], arguments: argparse.Namespace) 
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", note])
 
 
-def draw(last_layers: Mapping[str, LayerBounds], path: Path) -> None:
+def draw(neurons: Sequence[Mapping[str, str]], path: Path) -> None:
     """Bounds beside measured changes per output neuron (as in Figure 11 of Dekhovich et al. 2024)."""
-    figure: Any = new_figure(9, 3 * len(last_layers))
-    figure.suptitle(f"Last layer pruned with alpha {FC_ALPHA}: change of its outputs over the 10,000 test images of CIFAR-10")
-    for axes, (name, bounds) in zip(figure.subplots(len(last_layers), 2, squeeze=False), last_layers.items()):
+    names = list(dict.fromkeys(row["network"] for row in neurons))
+    figure: Any = new_figure(9, 3 * len(names))
+    figure.suptitle(f"Last layer pruned with alpha {FC_ALPHA}: change of its outputs over the test images of CIFAR-10")
+    for axes, name in zip(figure.subplots(len(names), 2, squeeze=False), names):
         for side, kind in zip(axes, ("average", "largest")):
-            bound, change = (getattr(bounds, f"{kind}_{what}").tolist() for what in ("bound", "change"))
-            side.bar([x - 0.2 for x in range(len(bound))], bound, 0.4, label="bound", color="lightgray")
-            side.bar([x + 0.2 for x in range(len(bound))], change, 0.4, label="measured", color="tab:blue")
-            side.set(title=f"{name}, {kind} of an image", xlabel="output neuron", ylabel="|z - z'|")
-            side.set_xticks(range(len(bound)))
+            for offset, what, color in ((-0.2, "bound", "lightgray"), (0.2, "change", "tab:blue")):
+                heights = [float(row[f"{kind} {what}"]) for row in neurons if row["network"] == name]
+                side.bar([place + offset for place in range(len(heights))], heights, 0.4, label=what, color=color)
+            side.set(title=f"{name}, {kind}", xlabel="output neuron", ylabel="|z - z'|")
             side.legend(fontsize=8)
     save(figure, path)
 

@@ -11,7 +11,7 @@ import torch
 from nnrelief_kernels.paper.data import Dataset
 from nnrelief_kernels.paper.models import MODELS
 
-from .pretrained import FC_ALPHA, draw, last_layer, markdown, normalised, pruned_network, rows, write_csv
+from .pretrained import FC_ALPHA, draw, last_layer, markdown, merged, normalised, pruned_network, rows
 
 
 def test_report(tmp_path: Path) -> None:
@@ -23,13 +23,15 @@ def test_report(tmp_path: Path) -> None:
     row = pruned_network("resnet20", model, 10.0, (0.9, 0.9), data, data.pruning_set(30))
     assert int(row["parameters after"]) < int(row["parameters before"])
     assert 0 < float(row["layers: largest change / bound"]) <= 1
-    bounds = last_layer(model, data.pruning_set(30), data.x_test)
-    for neuron in rows(bounds):
-        assert 0 < neuron["average change"] <= neuron["average bound"]
-        assert neuron["average bound"] <= neuron["largest bound"]
-        assert neuron["removed share"] == pytest.approx(1 - FC_ALPHA, abs=0.05)
-    draw({"resnet20": bounds, "again": bounds}, tmp_path / "last-layer.png")
+    neurons = rows("resnet20", last_layer(model, data.pruning_set(30), data.x_test))
+    assert len(neurons) == 10
+    for neuron in neurons:
+        assert 0 < float(neuron["average change"]) <= float(neuron["average bound"]) <= float(neuron["largest bound"])
+        assert float(neuron["removed share"]) == pytest.approx(1 - FC_ALPHA, abs=0.05)
+    both = merged(neurons, tmp_path / "rows.csv")
+    both = merged([{**row, "network": "resnet56"} for row in neurons], tmp_path / "rows.csv")
+    assert [row["network"] for row in both] == ["resnet20"] * 10 + ["resnet56"] * 10
+    assert merged(neurons, tmp_path / "rows.csv") == both
+    draw(both, tmp_path / "last-layer.png")
     assert (tmp_path / "last-layer.png").read_bytes().startswith(b"\x89PNG")
-    write_csv([row], tmp_path / "networks.csv")
-    assert (tmp_path / "networks.csv").read_text().splitlines()[0].startswith("network,alpha conv")
     assert "| resnet20 | 0.9 |" in markdown([row], argparse.Namespace(samples=30, seed=0))
