@@ -5,17 +5,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 TRITON_OLDEST := .triton36
-OUT ?= benchmarks/results/gpu
+OUT ?= benchmarks/results/$(shell $(PYTHON) -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-"))')
 DOCTESTS := $(addprefix nnrelief_kernels/,scoring.py selection.py magnitude.py integrations/continual.py)
 
-.PHONY: demo test test-integrations bench sanitize aot-test aot-report gpu lint format clean
+.PHONY: demo test test-integrations bench sanitize aot-report gpu lint format clean
 
 demo: $(STAMP)
 	$(BIN)/nnrelief info
 	$(BIN)/nnrelief demo --out demo
 
-test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow" tests benchmarks/test_suites.py benchmarks/test_memory.py $(DOCTESTS)
+test: $(STAMP) $(TRITON_OLDEST)
+	$(BIN)/python -m pytest tests benchmarks/test_suites.py benchmarks/test_memory.py benchmarks/test_pretrained.py $(DOCTESTS)
 
 # The adapters against every real package, the heavy ones included, and a real sentence encoder (80 MB).
 test-integrations: $(STAMP)
@@ -38,13 +38,9 @@ sanitize: $(STAMP)
 	cd build/sanitize && ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		$(CURDIR)/$(BIN)/python -m pytest tests/test_cpu.py tests/test_scoring.py -k "not torch and not million"
 
-# Every Triton kernel compiled for five chips by the oldest and the newest Triton: no spills, shared memory that fits.
-aot-test: $(STAMP) $(TRITON_OLDEST)
-	$(BIN)/python -m pytest tests/test_triton_aot.py
-
 # Registers, shared memory and predicted times of the Triton kernels; needs no GPU.
 aot-report: $(STAMP)
-	$(BIN)/python -m benchmarks.aot --out benchmarks/results/aot
+	$(BIN)/python -m benchmarks.aot_report --out benchmarks/results/aot
 
 # On a machine with a GPU, torch, triton, pytest and nvcc, without network: `make gpu PYTHON=python3 OUT=folder`.
 gpu:
@@ -72,9 +68,9 @@ $(STAMP): pyproject.toml setup.py $(wildcard csrc/*)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
 	touch $@
 
-# The oldest supported Triton, for the tests that compile and interpret the kernels, beside the one that torch brings.
+# The oldest supported Triton, beside the one that torch brings, and the newest NumPy that its interpreter works with.
 $(TRITON_OLDEST): $(STAMP)
-	$(BIN)/python -m pip install --quiet --no-deps --target $@ "triton==3.6.*"
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ "triton==3.6.*" "numpy<2.4"
 
 clean:
 	rm -rf $(VENV) $(TRITON_OLDEST) .triton_cache build demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis nnrelief_kernels/*.so

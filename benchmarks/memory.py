@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from nnrelief_kernels.backends import refusals_conv
+from nnrelief_kernels.backends import ORDER, conv_refusal
 
 from .baselines import Contender, score
 from .suites import Layer
@@ -59,8 +59,8 @@ def places() -> list[tuple[str, str]]:
     """The backends that are here, each with a device that it serves."""
     tiny = Layer("tiny", (1, 1, 1, 1), (1, 1))
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    refusals = {device: refusals_conv(*tiny.inputs(1, device=device), tiny.geometry, "paper") for device in devices}
-    return [(name, device) for device in devices for name, why in refusals[device].items() if why is None]
+    refusals = {device: conv_refusal(*tiny.inputs(1, device=device), tiny.geometry, "paper") for device in devices}
+    return [(name, device) for device, refusal in refusals.items() for name in ORDER if refusal(name) is None]
 
 
 def _status(field: str) -> int:

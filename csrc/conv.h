@@ -88,6 +88,9 @@ struct Level {
   // sums[i] += sum over rows [begin, end) of |x[row][i]| for columns [first, last).
   void (*column_sums)(const void* x, Dtype type, int64_t row_stride, int64_t column_stride, int64_t begin, int64_t end,
                       int64_t first, int64_t last, double* sums);
+  // out[j][i] = |w_ji| factors[i] for the rows [begin, end) of a matrix; float64 where `wide`, else float32.
+  void (*scale_rows)(const void* w, Dtype type, int64_t row_stride, int64_t column_stride, int64_t columns,
+                     const double* factors, int64_t begin, int64_t end, bool wide, void* out);
 };
 
 const Level* level_avx512();  // null where this build lacks it

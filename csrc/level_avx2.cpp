@@ -7,7 +7,7 @@
 
 const nnrelief::Level* nnrelief::level_avx2() {
   static const Level level = {
-      "avx2", {kLanes<float>, kLanes<double>, kFilters}, scratch_bytes, score_item, column_sums};
+      "avx2", {kLanes<float>, kLanes<double>, kFilters}, scratch_bytes, score_item, column_sums, scale_rows};
   return &level;
 }
 #else

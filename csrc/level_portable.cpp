@@ -5,6 +5,6 @@
 
 const nnrelief::Level* nnrelief::level_portable() {
   static const Level level = {
-      "portable", {kLanes<float>, kLanes<double>, kFilters}, scratch_bytes, score_item, column_sums};
+      "portable", {kLanes<float>, kLanes<double>, kFilters}, scratch_bytes, score_item, column_sums, scale_rows};
   return &level;
 }

@@ -105,37 +105,15 @@ using Memory = std::unique_ptr<void, Free>;
 
 Memory allocate(int64_t bytes) { return Memory(::operator new(std::max<int64_t>(bytes, 64), std::align_val_t(128))); }
 
+// out[j][i] = |w_ji| factors[i], each group of `group` rows with factors of its own.
 template <class T>
-double magnitude(const void* p, int64_t i) {
-  return std::abs((double)static_cast<const T*>(p)[i]);
-}
-
-double weight_at(const void* p, Dtype type, int64_t i) {
-  switch (type) {
-    case Dtype::f16:
-      return magnitude<torch::headeronly::Half>(p, i);
-    case Dtype::bf16:
-      return magnitude<torch::headeronly::BFloat16>(p, i);
-    case Dtype::f32:
-      return magnitude<float>(p, i);
-    default:
-      return magnitude<double>(p, i);
-  }
-}
-
-// out[j][i] = |w_ji| factors[i] for the rows [begin, end) of a matrix.
-template <class T>
-void scale_rows(const void* w, Dtype type, int64_t sj, int64_t si, int64_t columns, const double* factors,
-                int64_t begin, int64_t end, T* out) {
-  for (int64_t j = begin; j < end; ++j) {
-    T* row = out + j * columns;
-    if (type == Dtype::f32 && si == 1) {
-      const float* v = static_cast<const float*>(w) + j * sj;
-      for (int64_t i = 0; i < columns; ++i) row[i] = (T)(std::abs((double)v[i]) * factors[i]);
-    } else {
-      for (int64_t i = 0; i < columns; ++i) row[i] = (T)(weight_at(w, type, j * sj + i * si) * factors[i]);
-    }
-  }
+void scale_matrix(const void* w, Dtype type, int64_t row_stride, int64_t column_stride, int64_t rows, int64_t columns,
+                  int64_t group, const double* factors, T* out) {
+  torch::stable::parallel_for(0, rows, std::max<int64_t>(1, (1 << 14) / columns), [&](int64_t begin, int64_t end) {
+    for (int64_t j = begin; j < end; j = (j / group + 1) * group)
+      level().scale_rows(w, type, row_stride, column_stride, columns, factors + j / group * columns, j,
+                         std::min((j / group + 1) * group, end), sizeof(T) == 8, out);
+  });
 }
 
 // sums[channel][filter] of the channels from `first` on, to the result's (filter, channel of the group).
@@ -173,12 +151,13 @@ void score_into(const Conv& c, const Plan& p, T* out) {
       store(c, p, item * p.item_channels, sums, out);
   }
   if (!norms) return;
-  const int64_t rows = c.groups * c.filters, columns = c.per_group();
-  torch::stable::parallel_for(0, rows, std::max<int64_t>(1, (1 << 14) / columns), [&](int64_t begin, int64_t end) {
-    for (int64_t j = begin; j < end; ++j)
-      scale_rows(c.weight, c.weight_type, c.weight_j, c.weight_c, columns, norm_sums.data() + j / c.filters * columns,
-                 j, j + 1, out);
-  });
+  scale_matrix(c.weight, c.weight_type, c.weight_j, c.weight_c, c.groups * c.filters, c.per_group(), c.filters,
+               norm_sums.data(), out);
+}
+
+Tensor new_scores(const Tensor& weight, bool wide) {
+  return torch::stable::new_empty(weight, {weight.size(0), weight.size(1)},
+                                  wide ? ScalarType::Double : ScalarType::Float);
 }
 
 int64_t conv_path(Tensor weight, Tensor acts, std::vector<int64_t> geometry) {
@@ -191,8 +170,7 @@ Tensor score_conv(Tensor weight, Tensor acts, std::vector<int64_t> geometry) {
   const Plan plan = make_plan(conv, level().width);
   STD_TORCH_CHECK(plan.features > 0, "no path serves this kernel size");
   const bool wide = conv.acts_type == Dtype::f64 || conv.weight_type == Dtype::f64;
-  Tensor out =
-      torch::stable::new_empty(acts, {weight.size(0), weight.size(1)}, wide ? ScalarType::Double : ScalarType::Float);
+  Tensor out = new_scores(weight, wide);
   if (wide)
     score_into(conv, plan, static_cast<double*>(out.data_ptr()));
   else
@@ -200,47 +178,72 @@ Tensor score_conv(Tensor weight, Tensor acts, std::vector<int64_t> geometry) {
   return out;
 }
 
-// (in,) float64: the sums of |acts| (rows, in) over rows, in an order that the number of threads does not change.
-Tensor column_sums(Tensor acts) {
-  const int64_t rows = acts.size(0), columns = acts.size(1), width = std::min<int64_t>(columns, 1024);
-  const int64_t blocks = (columns + width - 1) / width;
-  const int64_t parts = std::clamp<int64_t>(std::min(rows / 64, (int64_t)(1 << 20) / columns), 1, 64);
-  const int64_t part = (rows + parts - 1) / parts;
+// The rows of a tensor (..., in): `inner` of them lie `stride` apart, the dimensions around them are walked one by one.
+struct Rows {
+  int64_t inner = 1, stride = 0, count = 1;
+  std::vector<int64_t> sizes, strides;  // of the outer dimensions, the last first
+
+  explicit Rows(const Tensor& t) {
+    for (int64_t d = t.dim() - 2; d >= 0; --d) {
+      const int64_t size = t.size(d), step = t.stride(d);
+      count *= size;
+      if (size == 1) continue;
+      if (inner == 1) stride = step;
+      if (sizes.empty() && (inner == 1 || step == inner * stride)) {
+        inner *= size;
+      } else {
+        sizes.push_back(size);
+        strides.push_back(step);
+      }
+    }
+  }
+
+  int64_t offset(int64_t row) const {
+    int64_t at = row % inner * stride, index = row / inner;
+    for (size_t d = 0; d < sizes.size(); index /= sizes[d++]) at += index % sizes[d] * strides[d];
+    return at;
+  }
+};
+
+// The sums of |acts| (..., in) over all but the last dimension, in an order that the number of threads does not change.
+std::vector<double> column_sums(const Tensor& acts) {
+  const Rows rows(acts);
+  const int64_t last = acts.dim() - 1, columns = acts.size(last), step = acts.stride(last);
+  const int64_t width = std::min<int64_t>(columns, 1024), blocks = (columns + width - 1) / width;
+  const int64_t parts = std::clamp<int64_t>(std::min(rows.count / 64, (int64_t)(1 << 20) / columns), 1, 64);
+  const int64_t part = (rows.count + parts - 1) / parts;
   const Dtype type = dtype_of(acts);
   std::vector<double> sums(parts * columns);
   torch::stable::parallel_for(0, parts * blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t first = item % blocks * width, row = item / blocks * part;
-      level().column_sums(acts.data_ptr(), type, acts.stride(0), acts.stride(1), row, std::min(row + part, rows), first,
-                          std::min(first + width, columns), sums.data() + item / blocks * columns);
+      const int64_t first = item % blocks * width, stop = std::min((item / blocks + 1) * part, rows.count);
+      for (int64_t row = item / blocks * part, next; row < stop; row = next) {
+        next = std::min((row / rows.inner + 1) * rows.inner, stop);
+        const char* at = static_cast<const char*>(acts.data_ptr()) + rows.offset(row) * item_size(type);
+        level().column_sums(at, type, rows.stride, step, 0, next - row, first, std::min(first + width, columns),
+                            sums.data() + item / blocks * columns);
+      }
     }
   });
-  Tensor out = torch::stable::new_empty(acts, {columns}, ScalarType::Double);
-  double* total = static_cast<double*>(out.data_ptr());
-  for (int64_t i = 0; i < columns; ++i) {
-    total[i] = 0;
-    for (int64_t k = 0; k < parts; ++k) total[i] += sums[k * columns + i];
-  }
-  return out;
+  for (int64_t k = 1; k < parts; ++k)
+    for (int64_t i = 0; i < columns; ++i) sums[i] += sums[k * columns + i];
+  return sums;
 }
 
-template <class T>
-void scale_into(const Tensor& weight, const double* sums, T* out) {
-  const int64_t columns = weight.size(1), grain = std::max<int64_t>(1, (1 << 14) / columns);
-  torch::stable::parallel_for(0, weight.size(0), grain, [&](int64_t begin, int64_t end) {
-    scale_rows(weight.data_ptr(), dtype_of(weight), weight.stride(0), weight.stride(1), columns, sums, begin, end, out);
-  });
-}
-
-// |w_ij| sums_i.
-Tensor scale_columns(Tensor weight, Tensor sums, bool wide) {
-  Tensor out =
-      torch::stable::new_empty(weight, {weight.size(0), weight.size(1)}, wide ? ScalarType::Double : ScalarType::Float);
-  const double* factors = static_cast<const double*>(sums.data_ptr());
+// |w_ij| sum_n |x_ni|.
+Tensor score_linear(Tensor weight, Tensor acts) {
+  const Dtype type = dtype_of(weight);
+  const bool wide = type == Dtype::f64 || dtype_of(acts) == Dtype::f64;
+  const std::vector<double> sums = column_sums(acts);
+  Tensor out = new_scores(weight, wide);
+  const auto scale = [&](auto* into) {
+    scale_matrix(weight.data_ptr(), type, weight.stride(0), weight.stride(1), weight.size(0), weight.size(1),
+                 weight.size(0), sums.data(), into);
+  };
   if (wide)
-    scale_into(weight, factors, static_cast<double*>(out.data_ptr()));
+    scale(static_cast<double*>(out.data_ptr()));
   else
-    scale_into(weight, factors, static_cast<float*>(out.data_ptr()));
+    scale(static_cast<float*>(out.data_ptr()));
   return out;
 }
 
@@ -252,16 +255,14 @@ std::string level_name() { return level().name; }
 STABLE_TORCH_LIBRARY(nnrelief_cpu, m) {
   m.def("conv_path(Tensor weight, Tensor acts, int[] geometry) -> int");
   m.def("score_conv(Tensor weight, Tensor acts, int[] geometry) -> Tensor");
-  m.def("column_sums(Tensor acts) -> Tensor");
-  m.def("scale_columns(Tensor weight, Tensor sums, bool wide) -> Tensor");
+  m.def("score_linear(Tensor weight, Tensor acts) -> Tensor");
   m.def("level() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(nnrelief_cpu, CPU, m) {
   m.impl("conv_path", TORCH_BOX(&nnrelief::conv_path));
   m.impl("score_conv", TORCH_BOX(&nnrelief::score_conv));
-  m.impl("column_sums", TORCH_BOX(&nnrelief::column_sums));
-  m.impl("scale_columns", TORCH_BOX(&nnrelief::scale_columns));
+  m.impl("score_linear", TORCH_BOX(&nnrelief::score_linear));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(nnrelief_cpu, CompositeExplicitAutograd, m) {

@@ -1,4 +1,4 @@
-// Column sums of |x|, in float64: as fast as memory, so nothing is gained by less.
+// Column sums of |x| and the products |w_ij| sums_i, in float64: as fast as memory, so nothing is gained by less.
 #pragma once
 
 #include "fill.h"
@@ -40,6 +40,49 @@ void column_sums(const void* x, Dtype type, int64_t row_stride, int64_t column_s
     case Dtype::f64:
       return column_sums_of((const double*)x, row_stride, column_stride, begin, end, first, last, sums);
   }
+}
+
+template <class T, class S>
+void scale_rows_of(const S* w, int64_t row_stride, int64_t column_stride, int64_t columns, const double* factors,
+                   int64_t begin, int64_t end, T* out) {
+  constexpr int n = kLanes<double>;
+  for (int64_t j = begin; j < end; ++j) {
+    const S* at = w + j * row_stride;
+    T* row = out + j * columns;
+    int64_t i = 0;
+    if (column_stride == 1) {
+      for (; i + n <= columns; i += n) {
+        V<double> factor;
+        memcpy(&factor, factors + i, sizeof(factor));
+        const auto product = __builtin_convertvector(load<double>(at + i) * factor, Vec<T, n>);
+        memcpy(row + i, &product, sizeof(product));
+      }
+    }
+    for (; i < columns; ++i) row[i] = (T)(load_one<double>(at + i * column_stride) * factors[i]);
+  }
+}
+
+template <class T>
+void scale_rows_into(const void* w, Dtype type, int64_t row_stride, int64_t column_stride, int64_t columns,
+                     const double* factors, int64_t begin, int64_t end, T* out) {
+  switch (type) {
+    case Dtype::f16:
+      return scale_rows_of((const Half*)w, row_stride, column_stride, columns, factors, begin, end, out);
+    case Dtype::bf16:
+      return scale_rows_of((const BFloat16*)w, row_stride, column_stride, columns, factors, begin, end, out);
+    case Dtype::f32:
+      return scale_rows_of((const float*)w, row_stride, column_stride, columns, factors, begin, end, out);
+    case Dtype::f64:
+      return scale_rows_of((const double*)w, row_stride, column_stride, columns, factors, begin, end, out);
+  }
+}
+
+void scale_rows(const void* w, Dtype type, int64_t row_stride, int64_t column_stride, int64_t columns,
+                const double* factors, int64_t begin, int64_t end, bool wide, void* out) {
+  if (wide)
+    scale_rows_into(w, type, row_stride, column_stride, columns, factors, begin, end, (double*)out);
+  else
+    scale_rows_into(w, type, row_stride, column_stride, columns, factors, begin, end, (float*)out);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-"""The nnrelief command: info, demo, prune, score and bench."""
+"""The nnrelief command: info, demo, prune, score, paper and bench."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import NoReturn
 import torch
 
 from . import backends, runs
+from .paper import command as reproduction
 from .paper.models import MODELS
 from .paper.training import LENET
 from .pruning import PROPAGATE
@@ -114,6 +115,15 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--variant", choices=VARIANTS, default="paper")
     score.add_argument("--out", type=Path, help="file for the scores, as safetensors")
     score.set_defaults(run=runs.score)
+
+    paper = commands.add_parser(
+        "paper",
+        help="reproduce a table or figure of the publication",
+        description="Train, or go on with, what a table or figure of Dekhovich et al. 2024 needs, and write it.",
+        epilog="example: nnrelief paper table1 --data data --only lenet300-100 --seeds 0 1 2 --out paper",
+    )
+    reproduction.add_arguments(paper)
+    paper.set_defaults(run=reproduction.main)
 
     bench = commands.add_parser(
         "bench",

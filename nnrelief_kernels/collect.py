@@ -54,13 +54,7 @@ class Collector:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Collector:
-        attentions = {m.out_proj: m for m in self.model.modules() if isinstance(m, nn.MultiheadAttention)}
-        for name, tied in self.layers.items():
-            for layer in tied:
-                called, acts = (layer, _first) if layer not in attentions else (attentions[layer], _heads)
-                hook = called.register_forward_pre_hook(self._hook(name, layer, acts), with_kwargs=True)
-                self._stack.callback(hook.remove)
-        self._stack.enter_context(unfused())
+        self._stack.enter_context(watching(self.model, self.layers, self._see))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -130,19 +124,33 @@ class Collector:
         """
         all_reduce(list(self.accumulators.values()), group)
 
-    def _hook(
-        self, name: str, layer: Layer, acts: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Tensor]
-    ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        def update(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if name not in self.order:
-                self.order.append(name)
-            self.accumulators[name].update(acts(module, args, kwargs), layer)
-
-        return update
+    def _see(self, name: str, layer: Layer, acts: Tensor) -> None:
+        if name not in self.order:
+            self.order.append(name)
+        self.accumulators[name].update(acts, layer)
 
     def _check_layers(self, layers: Mapping[str, Any]) -> None:
         if layers.keys() != self.accumulators.keys():
             raise ValueError(f"state must hold the layers {sorted(self.accumulators)}, got {sorted(layers)}")
+
+
+@contextlib.contextmanager
+def watching(
+    model: nn.Module, layers: Mapping[str, tuple[Layer, ...]], see: Callable[[str, Layer, Tensor], None]
+) -> Iterator[None]:
+    """Calls ``see(name, layer, acts)`` whenever activations enter one of the layers, by hooks that are then taken off."""
+    attentions = {m.out_proj: m for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+
+    def hook(name: str, layer: Layer, acts: Callable[..., Tensor]) -> Callable[..., None]:
+        return lambda module, args, kwargs: see(name, layer, acts(module, args, kwargs))
+
+    with contextlib.ExitStack() as stack:
+        for name, tied in layers.items():
+            for layer in tied:
+                called, acts = (layer, _first) if layer not in attentions else (attentions[layer], _heads)
+                stack.callback(called.register_forward_pre_hook(hook(name, layer, acts), with_kwargs=True).remove)
+        stack.enter_context(unfused())
+        yield
 
 
 @contextlib.contextmanager

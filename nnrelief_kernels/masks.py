@@ -108,6 +108,7 @@ def fold_masks(model: nn.Module) -> None:
             with torch.no_grad():
                 original.mul_(masked.mask)
             _chain(layer, attribute).original = _alias(original)
+        _separate(layer)
         parametrize.remove_parametrizations(layer, attribute, leave_parametrized=True)
         if alone:
             layer._parameters[attribute] = cast(nn.Parameter, original)
@@ -186,6 +187,7 @@ def _holders(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
 
 def _register(layer: nn.Module, attribute: str, masked: Masked) -> None:
     """Masks a parameter that stays the same object with the same hooks: torch's own way takes those of DDP off it."""
+    _separate(layer)
     if parametrize.is_parametrized(layer, attribute):  # by something else: the mask goes over its result
         parametrize.register_parametrization(layer, attribute, masked, unsafe=True)
         return
@@ -193,6 +195,13 @@ def _register(layer: nn.Module, attribute: str, masked: Masked) -> None:
     layer._parameters[attribute] = _alias(original)
     parametrize.register_parametrization(layer, attribute, masked, unsafe=True)
     _chain(layer, attribute).original = cast(nn.Parameter, original)
+
+
+def _separate(layer: nn.Module) -> None:
+    """A class of its own for a parametrized layer: torch keeps the attributes in one that deep copies share."""
+    if parametrize.is_parametrized(layer):
+        shared = type(layer)
+        layer.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
 
 
 def _alias(parameter: Tensor) -> nn.Parameter:

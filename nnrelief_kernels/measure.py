@@ -155,11 +155,23 @@ class _LayerTracer(fx.Tracer):
         return isinstance(m, (nn.Linear, *CONVS)) or super().is_leaf_module(m, module_qualified_name)
 
 
+def trace(model: nn.Module) -> fx.Graph:
+    """The model's graph of calls with its Linear and convolution layers whole, masked or not.
+
+    Raises:
+        ValueError: torch.fx cannot trace the model; the cause is given.
+    """
+    try:
+        return _LayerTracer().trace(model)
+    except Exception as error:  # whatever a model's own code raises under tracing
+        raise ValueError(f"torch.fx cannot trace the model: {error}") from error
+
+
 def layer_chain(model: nn.Module, layers: dict[str, Layer]) -> list[str]:
     """The layers' names in order where each feeds the next and nothing else; [] where the network is not such a chain."""
     try:
-        graph = _LayerTracer().trace(model)
-    except Exception:  # whatever a model's own code raises under tracing: then its units are counted per layer
+        graph = trace(model)
+    except ValueError:  # then its units are counted per layer
         return []
     order: list[str] = []
     source: dict[fx.Node, str | None] = {}

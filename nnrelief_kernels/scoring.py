@@ -97,17 +97,7 @@ def score_conv(
     """
     geometry = _check_conv(weight, acts, bias, stride, padding, dilation, groups, padding_mode, variant)
     weight, acts = weight.detach(), acts.detach()
-    sums = ops.conv_signal(
-        weight,
-        acts,
-        list(geometry.stride),
-        [p for before_after in geometry.padding for p in before_after],
-        list(geometry.dilation),
-        geometry.groups,
-        geometry.padding_mode,
-        variant,
-        backend,
-    )
+    sums = ops.conv_signal(weight, acts, geometry, variant, backend)
     if bias is not None:
         sums = _with_bias(sums, bias.detach(), acts.shape[0] * bias_factor(geometry, variant))
     return share(sums) if normalize else sums
@@ -147,16 +137,16 @@ def explain(
     """
     if isinstance(weight, Tensor) and weight.ndim == 2:
         _check_linear(weight, acts, None)
-        refusals = backends.refusals_linear(weight, acts)
-        name = backends.choose(backend, refusals)
+        refusal = backends.linear_refusal(weight, acts)
+        name = backends.choose(backend, refusal)
         path = "column sums"
     else:
         geometry = _check_conv(weight, acts, None, stride, padding, dilation, groups, padding_mode, variant)
-        refusals = backends.refusals_conv(weight, acts, geometry, variant)
-        name = backends.choose(backend, refusals)
+        refusal = backends.conv_refusal(weight, acts, geometry, variant)
+        name = backends.choose(backend, refusal)
         path = backends.get(name).conv_path(weight, acts, geometry, variant)
     why_not = f"backend={name!r} was asked for" if backend != "auto" else f"{name} is faster"
-    return Explanation(name, path, {other: why or why_not for other, why in refusals.items() if other != name})
+    return Explanation(name, path, {other: refusal(other) or why_not for other in backends.ORDER if other != name})
 
 
 def bias_factor(geometry: ConvGeometry, variant: str) -> float:
@@ -165,9 +155,10 @@ def bias_factor(geometry: ConvGeometry, variant: str) -> float:
 
 
 def share(sums: Tensor) -> Tensor:
-    """Each row over its sum S_j; a row of zeros stays zeros, NaN and Inf stay visible as NaN."""
-    total = sums.sum(1, keepdim=True, dtype=torch.float64)
-    return (sums / total.where(total != 0, 1.0)).to(sums.dtype)
+    """Each row over its sum S_j; a row of zeros stays zeros; NaN, Inf and a sum beyond the dtype's range show as NaN."""
+    total = sums.sum(1, keepdim=True, dtype=torch.float64).to(sums.dtype)
+    total.masked_fill_(total == 0, 1.0).nan_to_num_(nan=math.nan, posinf=math.nan)
+    return sums / total
 
 
 def _with_bias(sums: Tensor, bias: Tensor, factor: float) -> Tensor:

@@ -1,5 +1,6 @@
 """The compiled CPU kernels against the oracle: every path, instruction set, layout and dtype."""
 
+import itertools
 import os
 import random
 import subprocess
@@ -161,6 +162,16 @@ def test_linear(shape, dtype):
     strided = torch.full((*shape[:-1], 2 * shape[-1]), float("nan"), dtype=dtype)[..., ::2].copy_(acts)
     turned = weight.t().contiguous().t()
     assert_close(score_linear(turned, strided.transpose(0, -2).contiguous().transpose(0, -2), bias, backend="cpu"), expected)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+def test_linear_walks_leading_dimensions_of_any_strides(order):
+    torch.manual_seed(5)
+    stored = torch.randn(6, 70, 5, 9)[::2, :, 1:4]
+    acts = stored.permute(order)
+    for view in (acts, acts[:1], acts[:, :1].expand(-1, 7, -1, -1)):
+        weight = torch.randn(4, view.shape[-1])
+        assert_close(score_linear(weight, view, backend="cpu"), reference.score_linear(weight, view))
 
 
 def test_half_precision_reads_every_value():

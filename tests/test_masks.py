@@ -88,6 +88,17 @@ def test_masks_survive_deepcopy_state_dict_and_a_move(masked, masks):
     assert (pruned_values(fresh, masks) == 0).all()
 
 
+def test_what_is_done_to_a_copy_leaves_the_original_as_it_is(masked, masks):
+    images = torch.randn(3, 2, 4, 4)
+    output = masked(images)
+    apply_masks(copied := copy.deepcopy(masked), {"3.bias": torch.zeros(5, dtype=torch.bool)})
+    fold_masks(copied)
+    assert torch.equal(masked(images), output)
+    assert get_masks(masked).keys() == masks.keys()
+    apply_masks(masked, {"3.bias": torch.zeros(5, dtype=torch.bool)})
+    assert torch.equal(masked(images), copied(images))
+
+
 def test_folding_leaves_a_plain_network_of_the_same_outputs(masked, masks):
     images = torch.randn(3, 2, 4, 4)
     output = masked(images)

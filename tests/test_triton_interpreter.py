@@ -2,9 +2,16 @@
 
 import pytest
 
-from tests.tritons import here, run
+from tests.tritons import every_triton, finish, start, tritons
 
 
-@pytest.mark.skipif(not here, reason="this torch brings no triton")
-def test_in_the_interpreter():
-    run("newest", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/interpreted", TRITON_INTERPRET="1")
+@pytest.fixture(scope="module")
+def runs():
+    """All at once: the interpreter keeps one core busy."""
+    arguments = ("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/interpreted")
+    return {triton: start(triton, *arguments, TRITON_INTERPRET="1", OMP_NUM_THREADS="1") for triton in tritons()}
+
+
+@every_triton
+def test_in_the_interpreter(triton, runs):
+    finish(runs[triton])

@@ -10,20 +10,31 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 OLDEST = ROOT / ".triton36"
-here = importlib.util.find_spec("triton") is not None
-there = here and OLDEST.exists()
+ABSENT = {
+    "newest": None if importlib.util.find_spec("triton") else "this torch brings no triton",
+    "oldest": None if OLDEST.exists() else "no .triton36, see the Makefile",
+}
 every_triton = pytest.mark.parametrize(
-    "triton",
-    [
-        pytest.param("newest", marks=pytest.mark.skipif(not here, reason="this torch brings no triton")),
-        pytest.param("oldest", marks=pytest.mark.skipif(not there, reason="no .triton36, see the Makefile")),
-    ],
+    "triton", [pytest.param(name, marks=pytest.mark.skipif(why is not None, reason=why or "")) for name, why in ABSENT.items()]
 )
 
 
-def run(triton: str, *arguments: str, **environment: str) -> None:
+def tritons() -> list[str]:
+    return [name for name, why in ABSENT.items() if why is None]
+
+
+def start(triton: str, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
     """Python in a process of its own: interpreter and compiler cannot share one, nor can two Tritons."""
-    paths = [str(ROOT), *([str(OLDEST)] if triton == "oldest" else [])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(reversed(paths)), **environment}
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-3000:]
+    paths = [*([str(OLDEST)] if triton == "oldest" else []), str(ROOT)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment}
+    command = [sys.executable, *arguments]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: "subprocess.Popen[str]") -> None:
+    output, _ = process.communicate()
+    assert process.returncode == 0, output[-8000:]
+
+
+def run(triton: str, *arguments: str, **environment: str) -> None:
+    finish(start(triton, *arguments, **environment))

@@ -6,7 +6,7 @@ A backend is one module of this package that offers the names of :class:`Backend
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import import_module
 from typing import Protocol, cast
@@ -17,6 +17,8 @@ from ..geometry import ConvGeometry
 
 ORDER = ("triton", "cpu", "torch")
 """Fastest first: ``backend="auto"`` takes the first that is available and does not refuse the call."""
+
+Refusal = Callable[[str], str | None]
 
 
 class Backend(Protocol):
@@ -63,22 +65,22 @@ def row_views(acts: Tensor) -> Iterator[Tensor]:
             yield from row_views(part)
 
 
-def refusals_conv(weight: Tensor, acts: Tensor, geometry: ConvGeometry, variant: str) -> dict[str, str | None]:
-    """For every backend, why it cannot serve this call (None where it can)."""
-    return {name: get(name).unavailable() or get(name).refuses_conv(weight, acts, geometry, variant) for name in ORDER}
+def conv_refusal(weight: Tensor, acts: Tensor, geometry: ConvGeometry, variant: str) -> Refusal:
+    """Asks a backend by its name for why it cannot serve this call; None where it can."""
+    return lambda name: get(name).unavailable() or get(name).refuses_conv(weight, acts, geometry, variant)
 
 
-def refusals_linear(weight: Tensor, acts: Tensor) -> dict[str, str | None]:
-    """For every backend, why it cannot serve this call (None where it can)."""
-    return {name: get(name).unavailable() or get(name).refuses_linear(weight, acts) for name in ORDER}
+def linear_refusal(weight: Tensor, acts: Tensor) -> Refusal:
+    """Asks a backend by its name for why it cannot serve this call; None where it can."""
+    return lambda name: get(name).unavailable() or get(name).refuses_linear(weight, acts)
 
 
-def choose(backend: str, refusals: dict[str, str | None]) -> str:
+def choose(backend: str, refusal: Refusal) -> str:
     """The backend that serves a call: the one asked for, or the first of `ORDER` that does not refuse."""
     if backend == "auto":
-        return next(name for name in ORDER if refusals[name] is None)
-    if backend not in refusals:
+        return next(name for name in ORDER if refusal(name) is None)
+    if backend not in ORDER:
         raise ValueError(f"backend must be 'auto' or one of {ORDER}, got {backend!r}")
-    if reason := refusals[backend]:
+    if reason := refusal(backend):
         raise RuntimeError(f"backend={backend!r} cannot serve this call: {reason}")
     return backend

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import cast
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor
 
 from .. import extension
 from ..geometry import PADDING_MODES, ConvGeometry
-from . import result_dtype, row_views
 
 VARIANTS = ("paper", "norm_of_mean", "l1")
 PATHS = ("norms", "lags", "gram", "dual", "direct", "window sums")
@@ -46,9 +44,7 @@ def score_conv(weight: Tensor, acts: Tensor, geometry: ConvGeometry, variant: st
 
 
 def score_linear(weight: Tensor, acts: Tensor) -> Tensor:
-    wide = result_dtype(weight, acts) == torch.float64
-    sums = functools.reduce(torch.add, map(torch.ops.nnrelief_cpu.column_sums, row_views(acts)))
-    return cast(Tensor, torch.ops.nnrelief_cpu.scale_columns(weight, sums, wide))
+    return cast(Tensor, torch.ops.nnrelief_cpu.score_linear(weight, acts))
 
 
 def _refuses_device(acts: Tensor) -> str | None:

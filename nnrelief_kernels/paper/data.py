@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -33,11 +35,43 @@ class Dataset:
     def classes(self) -> int:
         return int(max(self.y_train.max(), self.y_test.max())) + 1
 
+    def to(self, device: torch.device | str) -> Dataset:
+        """The same data on another device."""
+        return Dataset(self.name, *(getattr(self, key).to(device) for key in KEYS))
+
+    def pixels(self, which: Tensor) -> Dataset:
+        """Images (N, len(which)): of the flattened ones, the values at the indices `which`."""
+        x_train, x_test = (x.flatten(1).index_select(1, which) for x in (self.x_train, self.x_test))
+        return Dataset(self.name, x_train, self.y_train, x_test, self.y_test)
+
+    def epoch(self, batch: int, shuffle: bool = True, augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """The training images once, in batches on their device.
+
+        Args:
+            shuffle: a random order from torch's global generator.
+            augment: each image padded by 4, cropped at random and flipped with probability 1/2.
+        """
+        x, y = self.x_train, self.y_train
+        if shuffle:
+            order = torch.randperm(len(x)).to(x.device)
+            x, y = x.index_select(0, order), y.index_select(0, order)  # once, so that a batch is a view
+        for images, labels in zip(torch.split(x, batch), torch.split(y, batch)):
+            yield (augmented(images) if augment else images), labels
+
     def pruning_set(self, samples: int = 1000, seed: int = 0) -> list[Tensor]:
         """Random training images in batches of 250, the set on which connections are scored."""
         order = torch.randperm(len(self.x_train), generator=torch.Generator().manual_seed(seed))
         chosen = self.x_train[order[:samples]]
         return [chosen[i : i + 250] for i in range(0, len(chosen), 250)]
+
+
+def augmented(x: Tensor, padding: int = 4) -> Tensor:
+    """Images (N, C, H, W), each shifted by up to `padding` pixels over zeros and flipped with probability 1/2."""
+    n, _, height, width = x.shape
+    windows = F.pad(x, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+    rows, columns = torch.randint(2 * padding + 1, (2, n), device=x.device)
+    cropped = windows[torch.arange(n, device=x.device), :, rows, columns]
+    return torch.where(torch.rand(n, 1, 1, 1, device=x.device) < 0.5, cropped.flip(3), cropped)
 
 
 def load(source: str) -> Dataset:

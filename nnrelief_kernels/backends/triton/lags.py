@@ -1,11 +1,13 @@
-"""Convolutions of stride and dilation 1 with small 2-d kernels: the Gram features of a map from its lags, in one pass.
+"""Convolutions of stride 1 or 2, dilation 1 and small 2-d kernels: the Gram features of a map from its lags, in one pass.
 
-    g_ab = sum over outputs (h, w) of |x[h + a_h - p, w + a_w - q]| |x[h + b_h - p, w + b_w - q]|        (p, q: the padding)
+    g_ab = sum over outputs (h, w) of |x[t h + a_h - p, t' w + a_w - q]| |x[t h + b_h - p, t' w + b_w - q]|
+                                                                     (t, t': the stride; p, q: the padding)
 
 is a sum of products |x[r, u]| |x[r + d, u + s]| of pixels at the lag (d, s) = b - a, over a window of (r, u) that depends on
-a. The windows of a lag differ in the map's first and last rows and columns alone, and where the padding is wide enough they
-are equal: the 45 features of a 3x3 kernel with padding 1 are 29 different sums of 13 products per pixel. A row's products are
-summed once per lag, a window adds the edge products it contains, and nothing is subtracted.
+a: every t-th row from a_h - p on, every t'-th column. Windows of one lag that begin in the same class of rows and columns
+differ in the map's first and last ones alone, and where the padding is wide enough they are equal: the 45 features of a 3x3
+kernel are, at stride 1 and padding 1, 29 different sums of 13 products per pixel, and at stride 2 sums of 34 products per
+four pixels. A row's products are summed once per lag, a window adds the edge products it contains, and nothing is subtracted.
 
 A thread owns a column tile of one map, keeps its last rows in registers and reads each new row once: every lag is a product
 of registers. A program owns a channel and a chunk of samples. A float32 sum has at most TW + H terms.
@@ -21,39 +23,47 @@ from .forms import SMALL_BITS, add_norms, small
 
 
 @triton.constexpr_function
-def excluded(a, shift, kernel, before, after):
-    """How many of the first and last pixels that have a partner at `shift` the window of tap `a` leaves out."""
-    return max(0, a - before), max(0, kernel - 1 - shift - a - after)
+def window(a, shift, kernel, stride, before, after):
+    """The class that tap a's window lies in, and how many of its first and last pixels with a partner at `shift` it leaves
+    out. `after` is the padding that outputs reach: below 0 where the last pixels meet no tap."""
+    return (a - before) % stride, max(0, (a - before) // stride), max(0, (kernel - 1 - shift - a - after) // stride)
 
 
 @triton.constexpr_function
-def distinct(kernel, pads):
-    """The different sums (d, s, rows excluded, columns excluded), and for every feature a <= b the sum it is."""
-    (height, width), (top, bottom, left, right) = kernel, pads
+def distinct(kernel, stride, pads):
+    """The different sums (d, s, window of rows, window of columns), and for every feature a <= b the sum it is."""
+    height, width = kernel  # Triton 3.6 cannot read nested targets
+    top, bottom, left, right = pads
     sums, features = {}, []
     taps = [(h, w) for h in range(height) for w in range(width)]
     for i, (ah, aw) in enumerate(taps):
         for bh, bw in taps[i:]:
             d, s = bh - ah, bw - aw
-            rows = excluded(ah, d, height, top, bottom)
-            cols = excluded(min(aw, bw), abs(s), width, left, right)
+            rows = window(ah, d, height, stride[0], top, bottom)
+            cols = window(min(aw, bw), abs(s), width, stride[1], left, right)
             features.append(sums.setdefault((d, s, *rows, *cols), len(sums)))
     return list(sums), features
 
 
 @triton.constexpr_function
-def sum_count(kernel, pads):
-    return len(distinct(kernel, pads)[0])
+def sum_count(kernel, stride, pads):
+    return len(distinct(kernel, stride, pads)[0])
 
 
 @triton.constexpr_function
-def sum_at(kernel, pads, i):
-    return distinct(kernel, pads)[0][i]
+def sum_at(kernel, stride, pads, i):
+    return distinct(kernel, stride, pads)[0][i]
 
 
 @triton.constexpr_function
-def sum_of_feature(kernel, pads, f):
-    return distinct(kernel, pads)[1][f]
+def sum_of_feature(kernel, stride, pads, f):
+    return distinct(kernel, stride, pads)[1][f]
+
+
+@triton.constexpr_function
+def row_class(sum_, stride):
+    """Of the rows that a sum's products end in."""
+    return (sum_[2] + sum_[0]) % stride
 
 
 @triton.jit
@@ -81,36 +91,41 @@ def joined(parts, COUNT: tl.constexpr):
 @triton.jit
 def window_sum(
     rows, SUM: tl.constexpr, first, last, r, height,
-    KERNEL: tl.constexpr, PADS: tl.constexpr, WIDTH: tl.constexpr, TW: tl.constexpr, TILES: tl.constexpr,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADS: tl.constexpr, WIDTH: tl.constexpr, TW: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """What the newest row `r` adds to the sum SUM = (d, s, rows excluded, columns excluded), [BM].
+    """What the newest row `r` adds to the sum SUM = (d, s, window of rows, window of columns), [BM].
 
     `first` and `last`: whether a thread's tile is the first or last of its map.
     """
     D: tl.constexpr = SUM[0]
     S: tl.constexpr = max(SUM[1], -SUM[1])
+    CLASS: tl.constexpr = SUM[5]  # of columns
+    FIRST: tl.constexpr = CLASS + SUM[6] * STRIDE[1]
     base, other = rows[D if SUM[1] >= 0 else 0], rows[0 if SUM[1] >= 0 else D]
     END: tl.constexpr = WIDTH - (TILES - 1) * TW - S  # of the columns that have a partner, in the last tile
     BEGIN: tl.constexpr = max(0, KERNEL[1] - 1 - S - PADS[2])  # of those that every window contains
     RIGHT: tl.constexpr = max(BEGIN, END - max(0, KERNEL[1] - 1 - S - PADS[3]))
+    LAST: tl.constexpr = END - SUM[7] * STRIDE[1]
     total = base[0] * 0.0
     for u in tl.static_range(BEGIN, END if TILES == 1 else TW):
-        if u < RIGHT or u >= END:
+        if (u < RIGHT or u >= END) and u % STRIDE[1] == CLASS:
             total += base[u] * other[u + S]
     for u in tl.static_range(0, min(BEGIN, END)):
-        if u >= SUM[4] and u < END - SUM[5]:
-            total += base[u] * other[u + S]
-        elif TILES > 1:
-            total += tl.where(first, 0.0, base[u] * other[u + S])
+        if u % STRIDE[1] == CLASS:
+            if u >= FIRST and u < LAST:
+                total += base[u] * other[u + S]
+            elif TILES > 1:
+                total += tl.where(first, 0.0, base[u] * other[u + S])
     for u in tl.static_range(RIGHT, END):
-        if u >= SUM[4] and u < END - SUM[5]:
-            total += base[u] * other[u + S]
-        elif TILES > 1:
-            total += tl.where(last, 0.0, base[u] * other[u + S])
-    if SUM[2] > 0:
-        total = tl.where(r >= SUM[2] + D, total, 0.0)
+        if u % STRIDE[1] == CLASS:
+            if u >= FIRST and u < LAST:
+                total += base[u] * other[u + S]
+            elif TILES > 1:
+                total += tl.where(last, 0.0, base[u] * other[u + S])
     if SUM[3] > 0:
-        total = tl.where(r < height - SUM[3], total, 0.0)
+        total = tl.where(r >= SUM[2] + SUM[3] * STRIDE[0] + D, total, 0.0)
+    if SUM[4] > 0:
+        total = tl.where(r < height - SUM[4] * STRIDE[0], total, 0.0)
     return total
 
 
@@ -122,14 +137,14 @@ def lags_kernel(
     x, weight, sums, flags,
     samples, chunk, channels, height, filters, per_group,
     xn, xc, xh, xw, wj, wi, wh, ww,
-    KERNEL: tl.constexpr, PADS: tl.constexpr, WIDTH: tl.constexpr, TW: tl.constexpr, TILES: tl.constexpr,
-    ALIGN: tl.constexpr, BN: tl.constexpr, FP: tl.constexpr, BJ: tl.constexpr, PRECISION: tl.constexpr,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADS: tl.constexpr, WIDTH: tl.constexpr, TW: tl.constexpr,
+    TILES: tl.constexpr, ALIGN: tl.constexpr, BN: tl.constexpr, FP: tl.constexpr, BJ: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """sums [chunks, channels, filters] and flags [chunks, channels] from x [samples, channels, height, WIDTH]."""
     BM: tl.constexpr = BN * TILES
     LOAD: tl.constexpr = triton.next_power_of_2(TW)
     USED: tl.constexpr = TW + (KERNEL[1] - 1 if TILES > 1 else 0)
-    COUNT: tl.constexpr = sum_count(KERNEL, PADS)
+    COUNT: tl.constexpr = sum_count(KERNEL, STRIDE, PADS)
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1]
     xn, xc, xh = xn.to(tl.int64) * ALIGN, xc.to(tl.int64) * ALIGN, xh.to(tl.int64) * ALIGN
 
@@ -155,25 +170,30 @@ def lags_kernel(
         zero = tl.zeros([BM], tl.float32)
         totals, least = (zero,) * COUNT, tl.full([BM], 0xFFFFFFFF, tl.uint32)
         rows = ((zero,) * USED,) * KERNEL[0]  # the newest first
-        for r in range(0, height):
-            newest = columns(tl.abs(row.to(tl.float32)), BM, LOAD)
-            if USED > LOAD:
-                newest = newest + columns(tl.abs(halo.to(tl.float32)), BM, 2)
-            rows = (newest[:USED],) + rows[: KERNEL[0] - 1]
-            at += xh  # fetched while this row is used
-            row = tl.load(at, inside & (r + 1 < height), 0.0)
-            if USED > LOAD:
-                at_halo += xh
-                halo = tl.load(at_halo, inside_halo & (r + 1 < height), 0.0)
-            if x.dtype.element_ty != tl.float16:
-                for i in tl.static_range(TW):
-                    least = small(newest[i], least)
-            updated = ()
-            for i in tl.static_range(COUNT):
-                row_sum = window_sum(rows, sum_at(KERNEL, PADS, i), tile == 0, tile == TILES - 1, r, height,
-                                     KERNEL, PADS, WIDTH, TW, TILES)  # fmt: skip
-                updated = updated + (totals[i] + row_sum,)
-            totals = updated
+        for r0 in range(0, height, STRIDE[0]):
+            for turn in tl.static_range(STRIDE[0]):
+                r = r0 + turn
+                newest = columns(tl.abs(row.to(tl.float32)), BM, LOAD)
+                if USED > LOAD:
+                    newest = newest + columns(tl.abs(halo.to(tl.float32)), BM, 2)
+                rows = (newest[:USED],) + rows[: KERNEL[0] - 1]
+                at += xh  # fetched while this row is used
+                row = tl.load(at, inside & (r + 1 < height), 0.0)
+                if USED > LOAD:
+                    at_halo += xh
+                    halo = tl.load(at_halo, inside_halo & (r + 1 < height), 0.0)
+                if x.dtype.element_ty != tl.float16:
+                    for column in tl.static_range(TW):
+                        least = small(newest[column], least)
+                updated = ()
+                for i in tl.static_range(COUNT):
+                    if row_class(sum_at(KERNEL, STRIDE, PADS, i), STRIDE[0]) == turn:
+                        row_sum = window_sum(rows, sum_at(KERNEL, STRIDE, PADS, i), tile == 0, tile == TILES - 1, r, height,
+                                             KERNEL, STRIDE, PADS, WIDTH, TW, TILES)  # fmt: skip
+                        updated = updated + (totals[i] + row_sum,)
+                    else:
+                        updated = updated + (totals[i],)
+                totals = updated
 
         most = zero
         for i in tl.static_range(COUNT):
@@ -181,7 +201,7 @@ def lags_kernel(
         features = ()
         for i in tl.static_range(FP):
             if i < TAPS * (TAPS + 1) // 2:
-                features = features + (totals[sum_of_feature(KERNEL, PADS, i)],)
+                features = features + (totals[sum_of_feature(KERNEL, STRIDE, PADS, i)],)
             else:
                 features = features + (zero,)
         most = tl.sum(most.reshape(BN, TILES), 1)
@@ -200,7 +220,9 @@ def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor, f
     align = 1
     if call.x_strides["xw"] == 1:
         align = plan.vector(call.acts, (*strides.values(), tiles.width, call.size[2]))
-    (_, *padding), taps = plan.three(call.geometry.padding, (0, 0)), call.geometry.taps
+    stride, taps = plan.three(call.geometry.stride, 1), call.geometry.taps
+    before = [pads[0] for pads in plan.three(call.geometry.padding, (0, 0))]
+    after = [(out - 1) * t + k - size - p for out, t, k, size, p in zip(call.out, stride, call.kernel, call.size, before)]
     samples = plan.samples_at_once(call.samples, tiles.count, blocks)
     arguments = {
         "x": call.acts, "weight": call.weight, "sums": sums, "flags": flags,
@@ -208,9 +230,9 @@ def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor, f
         "filters": call.filters, "per_group": call.per_group,
         **{name: stride // align for name, stride in strides.items()}, "xw": call.x_strides["xw"],
         **{name: stride for name, stride in call.weight_strides.items() if name != "wd"},
-        "KERNEL": call.kernel[1:], "PADS": (*padding[0], *padding[1]),
+        "KERNEL": call.kernel[1:], "STRIDE": stride[1:], "PADS": (before[1], after[1], before[2], after[2]),
         "WIDTH": call.size[2], "TW": tiles.width, "TILES": tiles.count, "ALIGN": align, "BN": samples,
-        "FP": max(16, plan.power_of_two(taps * (taps + 1) // 2)), "BJ": blocks.filters,
-        "PRECISION": blocks.precision,
+        "FP": max(16, plan.power_of_two(taps * (taps + 1) // 2)),
+        "BJ": plan.filters_at_once(samples * tiles.count, blocks), "PRECISION": blocks.precision,
     }  # fmt: skip
     return Launch(lags_kernel, chunks.count * call.channels, arguments, max(1, samples * tiles.count // target.warp))

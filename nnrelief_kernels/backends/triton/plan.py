@@ -19,7 +19,6 @@ PATHS = ("norms", "lags", "gram", "matrix", "float64 maps", "mean map")
 MOST_TAPS = 64  # of matrix.py: its Gram matrix stays in registers
 LAG_TAPS = 3  # per dimension, of lags.py; the features of 9 elements fill a 64-wide tile
 LAG_SIZE = 256  # of a map's sides: bounds the float32 sums
-LAG_TILES = 8  # of one map: with 16 samples, the rows of one product of phase 2
 PARTIAL_BYTES = 8 << 20  # of partial sums, wherever one chunk of samples does not already need more
 PROGRAMS = 2048  # that a launch tries to reach by cutting the samples into chunks: 8 and more per multiprocessor
 
@@ -39,17 +38,20 @@ class Blocks:
 
     threads: int  # of a program of lags.py and gram.py; each holds one map, or one tile of it
     columns: int  # of a tile of lags.py: a thread keeps three rows of it
-    filters: int  # of one step of phase 2
+    filters: int  # of one step of phase 2, where all threads take part
+    outputs: int  # of one step of matrix.py with 64 rows of kernel elements
     precision: str  # of the products with the weight features
 
 
 def blocks(target: Target) -> Blocks:
     """The table. Chips with tf32 units take three tf32 products for a float32 one; CDNA has float32 matrix units."""
     if target.backend == "hip":
-        return Blocks(threads=128, columns=32, filters=16, precision="ieee")
+        return Blocks(threads=128, columns=32, filters=16, outputs=32, precision="ieee")
     if target.arch == 100:  # its tensor memory takes 64 rows and more from 4 warps, and the moves there would spill
-        return Blocks(threads=64, columns=16, filters=8, precision="tf32x3")
-    return Blocks(threads=128, columns=32 if target.arch == 90 else 16, filters=8, precision="tf32x3")
+        return Blocks(threads=64, columns=16, filters=8, outputs=32, precision="tf32x3")
+    if target.arch == 90:  # 233 KB of shared memory and asynchronous products: larger tiles keep within the registers
+        return Blocks(threads=128, columns=32, filters=16, outputs=32, precision="tf32x3")
+    return Blocks(threads=128, columns=16, filters=8, outputs=16, precision="tf32x3")
 
 
 @functools.cache
@@ -89,8 +91,9 @@ class Tiles:
 
 def lag_tiles(geometry: ConvGeometry, blocks: Blocks) -> Tiles:
     width = three(geometry.size, 1)[2]
+    stride = three(geometry.stride, 1)[2]  # a tile begins where a window of every class does
     count = power_of_two(ceil_div(width, blocks.columns))
-    return Tiles(ceil_div(width, count), count)
+    return Tiles(ceil_div(ceil_div(width, count), stride) * stride, count)
 
 
 def lags_serve(geometry: ConvGeometry, blocks: Blocks) -> bool:
@@ -102,11 +105,10 @@ def lags_serve(geometry: ConvGeometry, blocks: Blocks) -> bool:
         kernel[0] == depth == 1
         and max(kernel) <= LAG_TAPS
         and max(height, width) <= LAG_SIZE
-        and tiles.count <= LAG_TILES
-        and stride == (1, 1, 1)
+        and max(stride[1:]) <= 2
         and all(k == 1 or d == 1 for k, d in zip(kernel, dilation))
         and (geometry.padding_mode == "zeros" or not any(map(any, geometry.padding)))
-        and (tiles.count == 1 or last >= 2 * (kernel[2] - 1))  # the edge columns of a map lie in one tile
+        and (tiles.count == 1 or last >= max(1, 2 * (kernel[2] - 1)))  # the edge columns of a map lie in one tile
     )
 
 
@@ -145,8 +147,14 @@ def vector(x: Tensor, strides: tuple[int, ...]) -> int:
 
 
 def samples_at_once(samples: int, lanes: int, blocks: Blocks) -> int:
-    """Samples of one program's tile where a map takes `lanes` threads: as many as there are threads for, 16 at least."""
-    return min(max(16, blocks.threads // lanes), max(16, power_of_two(samples)))
+    """Samples of one program's tile where a map takes `lanes` threads: as many as there are, for at most all threads and at
+    least 64 of them (what one warp alone has to hold spills) and the 16 rows of a product."""
+    return max(16, 64 // lanes, min(blocks.threads // lanes, power_of_two(samples)))
+
+
+def filters_at_once(threads: int, blocks: Blocks) -> int:
+    """Filters of one step of phase 2 in a program of `threads`: their 16-row tile needs an element for every thread."""
+    return max(8, blocks.filters * min(threads, blocks.threads) // blocks.threads, threads // 16)
 
 
 def sample_block(path: str, samples: int, geometry: ConvGeometry, blocks: Blocks) -> int:

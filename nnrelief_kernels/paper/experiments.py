@@ -1,0 +1,108 @@
+"""The experiments of Dekhovich et al. 2024 (appendix A) as data."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from .training import LENET, Recipe
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is trained, how it is pruned and which iteration the publication reports."""
+
+    model: str
+    data: str
+    training: Recipe
+    retraining: Recipe
+    iterations: int
+    chosen: int
+    """The iteration that the publication reports."""
+    alpha_conv: float = 0.95
+    alpha_fc: float = 0.95
+    rewind: bool = False
+    """Retrain from the initial parameters, not from the surviving ones."""
+    samples: int = 1000
+    """Training images in the pruning set."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further options of `prune`."""
+    weights: str = ""
+    """A published checkpoint to start from, in place of training."""
+
+    def authors(self) -> Experiment:
+        """What the authors' scripts do differently: score, cut-off, no shuffling, the epoch of the least test error."""
+        recipes = {
+            name: dataclasses.replace(getattr(self, name), shuffle=False, keep_best=True) for name in ("training", "retraining")
+        }
+        variant = "l1" if self.data == "mnist" else "norm_of_mean"
+        return dataclasses.replace(self, **recipes, options=self.options | {"variant": variant, "compat": "authors"})
+
+    def quick(self) -> Experiment:
+        """One epoch and one iteration: shows that everything runs, measures nothing."""
+        recipes = {name: getattr(self, name).scaled(1) for name in ("training", "retraining")}
+        return dataclasses.replace(self, **recipes, iterations=1, chosen=1, samples=20, weights="")
+
+
+def _sgd(*rates: tuple[float, int], weight_decay: float = 5e-4) -> Recipe:
+    return Recipe(rates, "sgd", weight_decay, augment=True)
+
+
+def _adam(*rates: tuple[float, int], weight_decay: float = 5e-4) -> Recipe:
+    return Recipe(rates, "adam", weight_decay, augment=True)
+
+
+def _resnet(depth: int, data: str, optimizer: str, chosen: int) -> Experiment:
+    if optimizer == "sgd":
+        make, rate, training = _sgd, 0.1, _sgd((0.1, 80), (0.01, 40), (0.001, 30))
+    else:
+        make, rate, training = _adam, 1e-3, _adam((1e-3, 120), (1e-4, 40), (1e-5, 40))
+    epochs = (20, 20, 20) if data == "cifar10" else (30, 30, 20)
+    retraining = make(*((rate / 10**i, n) for i, n in enumerate(epochs)))
+    return Experiment(f"resnet{depth}", data, training, retraining, 10, chosen, alpha_fc=0.99)
+
+
+def _vgg(
+    model: str, data: str, optimizer: str, iterations: int, epochs: tuple[int, ...], weight_decay: float = 5e-4
+) -> Experiment:
+    make, rate = (_sgd, 0.1) if optimizer == "sgd" else (_adam, 1e-3)
+    training, retraining = (
+        make(*((rate / 10**i, n) for i, n in enumerate(lengths)), weight_decay=weight_decay)
+        for lengths in ((80, 40, 30), epochs)
+    )
+    samples = 2000 if data == "tiny-imagenet" else 1000
+    return Experiment(model, data, training, retraining, iterations, iterations, samples=samples)
+
+
+RESNETS = {
+    f"resnet{depth}-{data}-{optimizer}": _resnet(depth, data, optimizer, chosen)
+    for (depth, data), iterations in {
+        (20, "cifar10"): (7, 10),
+        (56, "cifar10"): (6, 2),
+        (20, "cifar100"): (7, 8),
+        (56, "cifar100"): (6, 9),
+    }.items()
+    for optimizer, chosen in zip(("sgd", "adam"), iterations)
+}
+PUBLISHED_WEIGHTS = {
+    f"resnet{depth}-published": dataclasses.replace(RESNETS[f"resnet{depth}-cifar10-sgd"], weights=f"resnet_cifar10/{file}.th")
+    for depth, file in {20: "resnet20-12fca82f", 56: "resnet56-4bfd9763"}.items()
+}
+"""From weights that others have published, where there is no time to train."""
+VGG13 = {
+    # the publication gives no retraining schedule for it: that of the ResNets on the same data
+    f"vgg13-cifar100-{optimizer}-{decay:g}": _vgg("vgg13", "cifar100", optimizer, 5, (30, 30, 20), decay)
+    for optimizer in ("adam", "sgd")
+    for decay in (5e-4, 1e-4)
+}
+EXPERIMENTS = {
+    "lenet300-100": Experiment("lenet300-100", "mnist", LENET, LENET, 15, 11, rewind=True),
+    "lenet5": Experiment("lenet5", "mnist", LENET, LENET, 20, 20, alpha_conv=0.9, rewind=True),
+    "vgg-like-cifar10-adam": _vgg("vgg-like", "cifar10", "adam", 6, (20, 20, 20)),
+    "vgg-like-cifar10-sgd": _vgg("vgg-like", "cifar10", "sgd", 6, (20, 20, 20)),
+    "vgg-like-tiny-imagenet-adam": _vgg("vgg-like", "tiny-imagenet", "adam", 5, (20, 20, 10)),
+    **VGG13,
+    **RESNETS,
+    **PUBLISHED_WEIGHTS,
+}
