@@ -41,7 +41,13 @@ struct Features {
 
   HOST_DEVICE Features(const Conv& c, int taps, int samples, char* memory)
       : taps(taps), count(taps * (taps + 1) / 2), samples(samples), step(16 * kPerThread) {
-    while (step < kThreads * kPerThread && step < c.filters && 2 * step * taps <= kThreads * kPerThread * 9) step *= 2;
+    // more at once while that leaves no more of a step's filters unused
+    const auto covered = [&](uint32_t at_once) {
+      return (static_cast<uint32_t>(c.filters) + at_once - 1) / at_once * at_once;
+    };
+    while (2 * step <= kThreads * kPerThread && 2 * step * taps <= kThreads * kPerThread * 9 &&
+           covered(2 * step) <= covered(step))
+      step *= 2;
     g = reinterpret_cast<float*>(memory);
     most = reinterpret_cast<uint32_t*>(g + count * samples);
     small = most + samples;

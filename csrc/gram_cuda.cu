@@ -87,7 +87,7 @@ __device__ __forceinline__ void add_products(const Conv& c, const CudaPlan& p, c
 }
 
 template <class S, int TAPS>
-__global__ void __launch_bounds__(kThreads, 2) gram(Conv c, CudaPlan p, Partial partial) {
+__global__ void __launch_bounds__(kThreads, 4) gram(Conv c, CudaPlan p, Partial partial) {
   const int taps = TAPS > 0 ? TAPS : static_cast<int>(c.taps()), staged = p.staged;
   const Features f(c, taps, TAPS > 0 ? kSamples : p.samples, shared_memory<char>());
   const Tile t(p, taps, f.behind);

@@ -164,7 +164,7 @@ __device__ __forceinline__ void map_features(const Conv& c, const Features& f, i
 }
 
 template <class S, int K, int COLUMNS>
-__global__ void __launch_bounds__(kThreads, 2) lags(Conv c, CudaPlan p, int lanes, bool whole, Partial partial) {
+__global__ void __launch_bounds__(kThreads, K == 3 && COLUMNS < 8 ? 4 : 2) lags(Conv c, CudaPlan p, int lanes, bool whole, Partial partial) {
   const Features f(c, K * K, samples_of(K), shared_memory<char>());
   const Block block(c.channels);
   const int64_t end = part_end(p.parts, block.part, c.samples), begin = block.part * p.parts.size;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,20 +16,24 @@ PATHS = ("norms", "lags", "gram", "dual", "direct", "window sums")
 """Named in the order of csrc/conv.h; csrc/plan.cpp and csrc/plan_cuda.cpp say what each is and when it is taken."""
 
 
+def operators() -> Any:
+    return torch.ops.nnrelief
+
+
 def conv_path(weight: Tensor, acts: Tensor, geometry: ConvGeometry, variant: str) -> str | None:
     """None where no path serves the call."""
-    index = cast(int, torch.ops.nnrelief.conv_path(weight, acts, numbers(geometry, variant)))
+    index = cast(int, operators().conv_path(weight, acts, numbers(geometry, variant)))
     return PATHS[index] if index >= 0 else None
 
 
 def score_conv(weight: Tensor, acts: Tensor, geometry: ConvGeometry, variant: str) -> Tensor:
-    return cast(Tensor, torch.ops.nnrelief.score_conv(weight, acts, numbers(geometry, variant)))
+    return cast(Tensor, operators().score_conv(weight, acts, numbers(geometry, variant)))
 
 
 def score_linear(weight: Tensor, acts: Tensor) -> Tensor:
     wide = result_dtype(weight, acts) == torch.float64
-    sums = functools.reduce(torch.add, map(torch.ops.nnrelief.column_sums, row_views(acts)))
-    return cast(Tensor, torch.ops.nnrelief.scale_columns(weight, sums, wide))
+    sums = functools.reduce(torch.add, map(operators().column_sums, row_views(acts)))
+    return cast(Tensor, operators().scale_columns(weight, sums, wide))
 
 
 def numbers(geometry: ConvGeometry, variant: str) -> list[int]:
