@@ -1,4 +1,5 @@
-# `make demo` and `make test` need only python3 (>= 3.10), make and pip's index; a C++ compiler makes the CPU backend.
+# `make demo` and `make test` need only python3 (>= 3.10), make and pip's index; a C++ compiler makes the CPU backend, nvcc
+# the CUDA backend.
 PYTHON ?= python3
 TORCH ?= torch
 VENV := .venv
@@ -27,7 +28,7 @@ sanitize: $(STAMP)
 	mkdir -p build/sanitize
 	cp -r csrc nnrelief_kernels tests setup.py pyproject.toml README.md LICENSE build/sanitize
 	rm -f build/sanitize/nnrelief_kernels/*.so
-	cd build/sanitize && NNRELIEF_BUILD=1 NNRELIEF_CXXFLAGS="-O1 -g $(SANITIZE)" NNRELIEF_LDFLAGS="$(SANITIZE)" \
+	cd build/sanitize && NNRELIEF_BUILD=1 NNRELIEF_BUILD_CUDA=0 NNRELIEF_CXXFLAGS="-O1 -g $(SANITIZE)" NNRELIEF_LDFLAGS="$(SANITIZE)" \
 		$(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
 	cd build/sanitize && ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		$(CURDIR)/$(BIN)/python -m pytest tests/test_cpu.py tests/test_scoring.py -k "not torch and not million"
@@ -51,12 +52,12 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror csrc/*.cpp csrc/*.h
+	$(BIN)/clang-format --dry-run -Werror csrc/*.cpp csrc/*.cu csrc/*.h tests/emulator/*.cpp tests/emulator/*.h
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*.cpp csrc/*.h
+	$(BIN)/clang-format -i csrc/*.cpp csrc/*.cu csrc/*.h tests/emulator/*.cpp tests/emulator/*.h
 
 # TORCH picks another torch for a new environment, e.g. `make test TORCH=torch==2.13.0`.
 $(STAMP): pyproject.toml setup.py $(wildcard csrc/*)
