@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 TRITON_OLDEST := .triton36
 OUT ?= benchmarks/results/gpu
+GPU_BASELINES := naive,compiled,gram,cuda,forward,floor
 DOCTESTS := $(addprefix nnrelief_kernels/,scoring.py selection.py magnitude.py)
 
 .PHONY: demo test bench sanitize aot-test aot-report gpu lint format clean
@@ -45,8 +46,8 @@ aot-report: $(STAMP)
 gpu:
 	$(PYTHON) setup.py build_ext --inplace
 	$(PYTHON) -m pytest -m gpu tests/gpu
-	$(PYTHON) -m benchmarks --device cuda --suite all --dtype float32 --out $(OUT)/float32
-	$(PYTHON) -m benchmarks --device cuda --suite all --dtype bfloat16 --out $(OUT)/bfloat16
+	$(PYTHON) -m benchmarks --device cuda --suite all --dtype float32 --baselines $(GPU_BASELINES) --out $(OUT)/float32
+	$(PYTHON) -m benchmarks --device cuda --suite all --dtype bfloat16 --baselines $(GPU_BASELINES) --out $(OUT)/bfloat16
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
