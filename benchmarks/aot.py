@@ -320,9 +320,11 @@ def inner_loop(launch: Launch, code: Loop) -> tuple[float, ...]:
     if which is None or len(loops) != len(trips(launch)) + 1:
         return ()
     threads = 32 * launch.num_warps
-    pixels = {"lags_kernel": a.get("TW", 0) * a.get("STRIDE", (1,))[0], "gram_kernel": 1, "matrix_kernel": a.get("BL", 0) / threads}.get(
-        launch.kernel.__name__, a.get("BC", 0) * a.get("BL", 0) / threads
-    )
+    pixels = {
+        "lags_kernel": a.get("TW", 0) * a.get("STRIDE", (1,))[0],
+        "gram_kernel": 1,
+        "matrix_kernel": a.get("BL", 0) / threads,
+    }.get(launch.kernel.__name__, a.get("BC", 0) * a.get("BL", 0) / threads)
     kinds = ("", "LDG", ("FFMA", "FMUL"), ("HMMA", "HGMMA"))
     counts = (sum(n for name, n in loops[which].operations.items() if name.startswith(kind)) for kind in kinds)
     return tuple(count / pixels for count in counts)
