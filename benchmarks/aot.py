@@ -1,18 +1,13 @@
-"""Compiles the Triton kernels ahead of time, for chips that need not be here: `python -m benchmarks.aot [--out FOLDER]`.
+"""Compiles the Triton kernels ahead of time, for chips that need not be here: `python -m benchmarks.aot`.
 
-Every kernel in every configuration that the heuristics choose for a layer of the suites is compiled for five chips and must
-need no spilled register and no more shared memory than the chip has. With --out, a report is written: registers, shared
-memory, occupancy and what the inner loop does per element, and for sm_90 the time these instructions take against the
-memory floor, per layer. A prediction, not a measurement; `ASSUMPTIONS` says under which conditions.
+Every kernel in every configuration that the heuristics choose, for the layers of the suites and for calls unlike them, is
+compiled for five chips and must need no spilled register and no more shared memory than the chip has.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
-import math
-import os
 import re
 import subprocess
 import sys
@@ -47,12 +42,13 @@ TRITON_TYPES = {
 CORNERS = [
     *(Layer(f"kernel {h}x{w}", (5, 2, h, w), (10, 9)) for h, w in ((1, 2), (2, 2), (2, 3), (4, 4), (8, 8))),
     *(Layer(f"width {width}", (40, 2, 3, 3), (width, width), padding=1) for width in (3, 33, 200)),
-    *(Layer(f"stride {h}x{w}", (5, 2, h, w), (9, 9), 2) for h, w in ((1, 2), (3, 2))),
+    *(Layer(f"width {width}, stride 2", (40, 2, 3, 3), (width, width), 2, 1) for width in (9, 50, 200)),
+    *(Layer(f"kernel {h}x{w}, stride {s}", (5, 2, h, w), (9, 9), s) for h, w in ((1, 2), (3, 2), (3, 3)) for s in (2, 3)),
     Layer("unpadded", (40, 2, 3, 3), (8, 8)),
     Layer("1-d", (20, 2, 5), (300,)),
     Layer("3-d", (20, 2, 3, 3, 3), (8, 8, 8), padding=1),
 ]
-"""Layers unlike those of the suites."""
+"""Layers unlike those of the suites, compiled for one float32 sample and for many bfloat16 ones."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +161,7 @@ def compiled(launch: Launch, target: plan.Target) -> Binary:
         code = _loops(_tool("nvdisasm", "-c", file.name))
     local = any(name.startswith(("STL", "LDL")) for loop in code.in_order() for name in loop.operations)
     spills = _spilled(made.asm["ptx"], target.arch) if stack and local else 0  # a stack may also be a called function's frame
-    return Binary(registers, spills, made.metadata.shared, code if target.arch == 90 else None)
+    return Binary(registers, spills, made.metadata.shared, code)
 
 
 def _spilled(ptx: str, arch: int | str) -> int:
@@ -232,8 +228,8 @@ def cases(name: str, dtypes: Iterable[str]) -> list[Case]:
 def configurations(dtypes: tuple[str, ...]) -> dict[str, tuple[str, Launch, plan.Target]]:
     """Every specialisation that the suites and what is unlike them need, with the call that first needs it."""
     wanted = [case for name in SUITES for case in cases(name, dtypes)]
-    for layer, dtype in itertools.product(CORNERS, dtypes):
-        wanted.append(Case(f"corner {layer.name} {dtype}", layer, 1 if layer.name == "width 33" else 1000, dtype))
+    for layer, (dtype, samples) in itertools.product(CORNERS, (("float32", 1), ("bfloat16", 1000))):
+        wanted.append(Case(f"corner {layer.name} {dtype}, {samples} samples", layer, samples, dtype))
     found: dict[str, tuple[str, Launch, plan.Target]] = {}
     for case, target in itertools.product([*wanted, *OTHERS], chips()):
         for launch in launches(case, target):
@@ -241,165 +237,35 @@ def configurations(dtypes: tuple[str, ...]) -> dict[str, tuple[str, Launch, plan
     return found
 
 
-_known = cache(configurations)
+known_configurations = cache(configurations)
 
 
 def _work(job: tuple[str, tuple[str, ...]]) -> Binary:
     """Compiles one of `configurations`; a launch itself cannot be sent to another process."""
     key, dtypes = job
-    _, launch, target = _known(dtypes)[key]
+    _, launch, target = known_configurations(dtypes)[key]
     return compiled(launch, target)
 
 
-BANDWIDTH, MULTIPROCESSORS, CLOCK = 3.35e12, 132, 1.755e9
-REACHED_BANDWIDTH, REACHED_ISSUE, LAUNCH = 0.9, 0.8, 2e-6
-ASSUMPTIONS = f"""\
-Predicted, not measured. For an H100 SXM by its data sheet: {BANDWIDTH / 1e12} TB/s, {MULTIPROCESSORS} multiprocessors of 4
-schedulers, {CLOCK / 1e9} GHz. The floor is the bytes of the activations over that bandwidth. A launch takes
-{LAUNCH * 1e6:.0f} us and the longer of two: its bytes at {REACHED_BANDWIDTH:.0%} of the bandwidth, and its instructions,
-counted in the machine code loop by loop, at {REACHED_ISSUE:.0%} of one per cycle and scheduler on the multiprocessor that
-gets most programs. Latencies and bank conflicts that warps do not hide are left out; no map is taken to be out of
-float32's safe range."""
-
-
-def trips(launch: Launch) -> list[int]:
-    """How often a program goes through each loop of its kernel, in the order of the source."""
-    a = launch.arguments
-
-    def ceil(name: str, step: int) -> int:
-        return plan.ceil_div(a[name], step)
-
-    if launch.kernel.__name__ == "lags_kernel":
-        return [ceil("chunk", a["BN"]), ceil("height", a["STRIDE"][0]), ceil("filters", a["BJ"])]
-    if launch.kernel.__name__ in ("gram_kernel", "matrix_kernel"):
-        block, step, span = (a["BN"], a["LP"], 64 * a["LP"]) if "LP" in a else (1, a["BL"], 512)
-        spans = ceil("positions", span)
-        return [ceil("chunk", block), spans, plan.ceil_div(ceil("positions", step), spans), ceil("filters", a["BJ"])]
-    if launch.kernel.__name__ == "norms_kernel":
-        aligned = a["ALIGN"] if a["ORDER"] == "rows" else 1
-        return [a["chunk"], plan.ceil_div(a["positions"] * aligned, a["BL"])]
-    if launch.kernel.__name__ == "finish_kernel":
-        return [ceil("parts", a["BP"]), 0, 0, 0, 0]
-    if launch.kernel.__name__ == "columns_kernel":
-        spans = ceil("chunk", 64 * a["BR"])
-        return [spans, plan.ceil_div(ceil("chunk", a["BR"]), spans)]
-    return [a["parts"]]
-
-
-def instructions(launch: Launch, code: Loop) -> float:
-    """Of one warp of one program; NaN where the compiler has made other loops of the source's."""
-    counts = trips(launch)
-    if len(list(code.in_order())) != len(counts) + 1:
-        return math.nan
-    remaining = iter(counts)
-
-    def total(loop: Loop) -> float:
-        return sum(loop.operations.values()) + sum(next(remaining) * total(inner) for inner in loop.inside)
-
-    return total(code)
-
-
-def predicted(launch: Launch, code: Loop, moved: float) -> float:
-    """Seconds of a launch that moves so many bytes."""
-    programs = plan.ceil_div(launch.programs, MULTIPROCESSORS)
-    issued = programs * launch.num_warps * instructions(launch, code)
-    return LAUNCH + max(moved / (BANDWIDTH * REACHED_BANDWIDTH), issued / (4 * CLOCK * REACHED_ISSUE))
-
-
-def occupancy(launch: Launch, binary: Binary) -> float:
-    """Of sm_90's 64 warps per multiprocessor."""
-    registers = 65536 // (-(-binary.registers // 8) * 8 * 32 * launch.num_warps)
-    return min(registers, 64 // launch.num_warps, 233472 // (binary.shared + 1024), 32) * launch.num_warps / 64
-
-
-def inner_loop(launch: Launch, code: Loop) -> tuple[float, ...]:
-    """Instructions, loads, multiply-adds and dots of the loop over pixels, per pixel that a thread has in it."""
-    a = launch.arguments
-    loops = list(code.in_order())
-    which = {"lags_kernel": 2, "gram_kernel": 3, "matrix_kernel": 3, "norms_kernel": 2}.get(launch.kernel.__name__)
-    if which is None or len(loops) != len(trips(launch)) + 1:
-        return ()
-    threads = 32 * launch.num_warps
-    pixels = {
-        "lags_kernel": a.get("TW", 0) * a.get("STRIDE", (1,))[0],
-        "gram_kernel": 1,
-        "matrix_kernel": a.get("BL", 0) / threads,
-    }.get(launch.kernel.__name__, a.get("BC", 0) * a.get("BL", 0) / threads)
-    kinds = ("", "LDG", ("FFMA", "FMUL"), ("HMMA", "HGMMA"))
-    counts = (sum(n for name, n in loops[which].operations.items() if name.startswith(kind)) for kind in kinds)
-    return tuple(count / pixels for count in counts)
-
-
-def report(binaries: dict[str, Binary], dtypes: tuple[str, ...], out: Path) -> None:
-    """binaries.csv, layers.csv and report.md."""
-    chip = next(target for target in chips() if target.arch == 90)
-    layers = []
-    for name in SUITES:
-        for case in cases(name, dtypes):
-            size = case.layer.bytes(case.samples, DTYPES[case.dtype])
-            seconds = 0.0
-            made = launches(case, chip)
-            for number, launch in enumerate(made):
-                sums = launch.arguments["sums"]
-                moved = size * (number == 0) + sums.numel() * sums.element_size()
-                code = binaries[identity(launch, chip)].code
-                seconds += predicted(launch, code, moved) if code else math.nan
-            floor = size / BANDWIDTH
-            kernel = made[0].kernel.__name__.removesuffix("_kernel")
-            pixels = math.prod(case.layer.size)
-            layers.append([name, case.layer.name, case.dtype, kernel, pixels, floor * 1e6, seconds * 1e6, floor / seconds])
-    rows = []
-    for key, (label, launch, target) in _known(dtypes).items():
-        binary = binaries[key]
-        tile = {k: v for k, v in launch.arguments.items() if k in ("TW", "TILES", "BN", "LP", "BC", "BL", "TP", "ORDER")}
-        inner = inner_loop(launch, binary.code) if binary.code else ()
-        shape = " ".join(f"{k}={v}" for k, v in tile.items())
-        row = [launch.kernel.__name__, f"{target.backend}:{target.arch}", label, shape, launch.num_warps]
-        row += [binary.registers, binary.spills, binary.shared, f"{occupancy(launch, binary):.0%}" if binary.code else ""]
-        rows.append([*row, *(f"{value:.2f}" for value in inner)])
-    out.mkdir(parents=True, exist_ok=True)
-    kernel_columns = ["kernel", "chip", "first needed by", "tile", "warps", "registers", "spilled bytes", "shared bytes",
-                      "occupancy", "instructions per pixel", "loads", "multiply-adds", "dots"]  # fmt: skip
-    layer_columns = ["suite", "layer", "dtype", "kernel", "pixels", "floor us", "predicted us", "floor / predicted"]
-    for name, header, body in (("binaries", kernel_columns, rows), ("layers", layer_columns, layers)):
-        with open(out / f"{name}.csv", "w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([header, *body])
-    lines = [
-        f"# The Triton kernels ahead of time (triton {triton.__version__}, torch {torch.__version__})",
-        "",
-        ASSUMPTIONS,
-        "",
-    ]
-    lines += [f"All {len(rows)} binaries for {len(SHARED)} chips are in binaries.csv; sm_90's:", ""]
-    lines += _table(kernel_columns[:1] + kernel_columns[2:], [row[:1] + row[2:] for row in rows if row[1] == "cuda:90"])
-    lines += ["", "Layers, at the batch sizes of the suites on a GPU:", ""]
-    lines += _table(layer_columns, [[*row[:5], *(f"{x:.1f}" for x in row[5:7]), f"{row[7]:.0%}"] for row in layers])
-    (out / "report.md").write_text("\n".join(lines) + "\n")
-
-
-def _table(header: list[str], rows: list[list[Any]]) -> list[str]:
-    full = [row + [""] * (len(header) - len(row)) for row in rows]
-    return ["| " + " | ".join(map(str, row)) + " |" for row in (header, ["---"] * len(header), *full)]
+def compile_all(dtypes: tuple[str, ...], jobs: int | None) -> dict[str, Binary]:
+    """`configurations`, compiled by so many processes (by default one for every core)."""
+    keys = list(known_configurations(dtypes))
+    with ProcessPoolExecutor(jobs) as pool:
+        return dict(zip(keys, pool.map(_work, [(key, dtypes) for key in keys])))
 
 
 def main() -> int:
+    """1 where a binary is not acceptable; the lines say which and why."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
-    parser.add_argument("--jobs", type=int, default=os.cpu_count())
-    parser.add_argument("--out", type=Path, help="folder for the report")
-    arguments = parser.parse_args()
-    dtypes = tuple(arguments.dtypes)
-    jobs = _known(dtypes)
-    print(f"triton {triton.__version__}: {len(jobs)} binaries")
-    with ProcessPoolExecutor(arguments.jobs) as pool:
-        binaries = dict(zip(jobs, pool.map(_work, [(key, dtypes) for key in jobs])))
+    parser.add_argument("--jobs", type=int, help="processes (default: one for every core)")
+    dtypes = ("float32", "bfloat16")
+    print(f"triton {triton.__version__}: {len(known_configurations(dtypes))} binaries")
     failures = 0
-    for key, (label, launch, target) in jobs.items():
-        if why := check(binaries[key], target):
+    for key, binary in compile_all(dtypes, parser.parse_args().jobs).items():
+        label, launch, target = known_configurations(dtypes)[key]
+        if why := check(binary, target):
             failures += 1
             print(f"{launch.kernel.__name__} for {target.backend}:{target.arch} ({label}): {why}")
-    if arguments.out:
-        report(binaries, dtypes, arguments.out)
     return 1 if failures else 0
 
 

@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Check, time and print every suite asked for.
 
     Raises:
-        ValueError: the device or the backend does not exist, `--out` cannot be written or matplotlib is missing for it.
+        ValueError: the device or the backend does not exist, or `--out` cannot be written.
         RuntimeError: the backend cannot serve, or a result is wrong.
     """
     device = torch.device(arguments.device)
@@ -74,9 +74,12 @@ def run(arguments: argparse.Namespace) -> None:
             layout = "-channels_last" if arguments.memory_format == "channels_last" else ""
             stem = arguments.out / f"{device.type}-{name}{dtype}{layout}"
             write_csv(records, stem.with_suffix(".csv"))
-            plot_times(records, stem.with_suffix(".png"))
-            plot_roofline(records, stem.with_name(f"{stem.name}-roofline.png"), bandwidth(device), peak(device))
-            print(f"written: {stem}.csv, {stem}.png, {stem}-roofline.png", end="\n\n")
+            written = f"{stem}.csv, no pictures without matplotlib"
+            if importlib.util.find_spec("matplotlib"):
+                plot_times(records, stem.with_suffix(".png"))
+                plot_roofline(records, stem.with_name(f"{stem.name}-roofline.png"), bandwidth(device), peak(device))
+                written = f"{stem}.csv, {stem}.png, {stem}-roofline.png"
+            print(f"written: {written}", end="\n\n")
 
 
 def _records(layer: Layer, network: Suite, device: torch.device, arguments: argparse.Namespace) -> list[Record]:
@@ -149,8 +152,6 @@ def _check_out(out: Path) -> None:
             pass
     except OSError as problem:
         raise ValueError(f"--out must be a folder that can be written, got {str(out)!r}: {problem.strerror}") from problem
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("--out draws pictures and needs matplotlib: pip install 'nnrelief-kernels[bench]'")
 
 
 def _samples(text: str) -> int:

@@ -25,7 +25,14 @@ class Machine:
 def machine(device: torch.device) -> Machine:
     """The machine this runs on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
-    return Machine(name, torch.get_num_threads(), torch.__version__, importlib.metadata.version("nnrelief-kernels"))
+    return Machine(name, torch.get_num_threads(), torch.__version__, _package())
+
+
+def _package() -> str:
+    try:
+        return importlib.metadata.version("nnrelief-kernels")
+    except importlib.metadata.PackageNotFoundError:
+        return "from its source"
 
 
 def _cpu_name() -> str:

@@ -10,6 +10,7 @@ import torch
 from nnrelief_kernels import explain
 
 from .baselines import forward
+from .networks import NETWORKS
 from .suites import SUITES, Layer, suite
 
 CONVS = {"lenet5": 2, "vgg16_cifar": 13, "resnet20_cifar": 19, "resnet50": 53, "mobilenet_v2": 52}
@@ -50,6 +51,17 @@ def test_layers_are_unlike_and_serve(name: str) -> None:
             explain(weight, acts, stride=layer.stride, padding=layer.padding, groups=layer.groups)
         else:
             explain(weight, acts)
+
+
+@pytest.mark.parametrize(("name", "of"), [("resnet20", "resnet20_cifar"), ("vgg16", "vgg16_cifar"), ("resnet50", "resnet50")])
+def test_whole_networks_have_the_convolutions_of_the_suites(name: str, of: str) -> None:
+    make, image, classes, _ = NETWORKS[name]
+    with torch.device("meta"):
+        model = make(image, classes)
+        assert model(torch.empty(2, *image)).shape == (2, classes)
+    convs = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert len(convs) == CONVS[of]
+    assert sum(conv.weight.numel() for conv in convs) == WEIGHTS[of]
 
 
 def test_geometry_is_torchs() -> None:

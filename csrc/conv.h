@@ -4,10 +4,12 @@
 
 #include <cstdint>
 
+#include "device.h"
+
 namespace nnrelief {
 
 enum class Dtype { f16, bf16, f32, f64 };
-inline int64_t item_size(Dtype type) { return type == Dtype::f64 ? 8 : type == Dtype::f32 ? 4 : 2; }
+HOST_DEVICE inline int64_t item_size(Dtype type) { return type == Dtype::f64 ? 8 : type == Dtype::f32 ? 4 : 2; }
 enum class Padding { zeros, reflect, replicate, circular };
 enum class Variant { paper, norm_of_mean, l1 };
 enum class Path { norms, lags, gram, dual, direct, window_sums };
@@ -24,15 +26,17 @@ struct Conv {
   Padding padding;
   Variant variant;
 
-  int64_t per_group() const { return channels / groups; }
-  int64_t taps() const { return kernel[0] * kernel[1] * kernel[2]; }
-  int64_t positions() const { return out[0] * out[1] * out[2]; }
-  int64_t pixels() const { return size[0] * size[1] * size[2]; }
+  HOST_DEVICE int64_t per_group() const { return channels / groups; }
+  HOST_DEVICE int64_t taps() const { return kernel[0] * kernel[1] * kernel[2]; }
+  HOST_DEVICE int64_t positions() const { return out[0] * out[1] * out[2]; }
+  HOST_DEVICE int64_t pixels() const { return size[0] * size[1] * size[2]; }
   // Input elements that `outputs` neighbouring outputs span.
-  int64_t span(int d, int64_t outputs) const { return (outputs - 1) * stride[d] + (kernel[d] - 1) * dilation[d] + 1; }
+  HOST_DEVICE int64_t span(int d, int64_t outputs) const {
+    return (outputs - 1) * stride[d] + (kernel[d] - 1) * dilation[d] + 1;
+  }
 
   // Where position `i` of dimension `d`, which may lie in the padding, reads the map; -1 for a zero.
-  int64_t source(int d, int64_t i) const {
+  HOST_DEVICE int64_t source(int d, int64_t i) const {
     const int64_t n = size[d];
     if (i >= 0 && i < n) return i;
     switch (padding) {

@@ -18,7 +18,7 @@ from .collect import Forward
 from .layers import Layer, Which, behind, find_layers, unwrap
 from .liveness import CONVS, Liveness, aten, liveness, packet
 from .masks import Masks, apply_masks, fold_masks, get_masks
-from .tracing import Trace, first_samples, trace
+from .tracing import Trace, first_sample, trace
 
 CONSTANT = 1e-13
 """Of the largest value: what float64 sums of the same terms in another order may differ by."""
@@ -82,7 +82,7 @@ def find_dead(
     """What `remove_dead` would do; the model stays as it is."""
     model = unwrap(model)
     if forward is None:
-        example = first_samples(example, 1)
+        example = first_sample(model, example)
     plain = copy.deepcopy(model)
     fold_masks(plain)
     found = find_layers(plain, layers, exclude)
@@ -171,7 +171,7 @@ def _contributions(live: Liveness, layer: Layer, call: fx.Node) -> tuple[Tensor,
     acts, weight = live.value[source].double(), layer.weight.detach().double()
     varies = live.varies[source]
     if isinstance(layer, nn.Linear):
-        acts, varies = acts.flatten(0, -2), varies.flatten(0, -2)
+        acts, varies = (x.reshape(-1, layer.in_features) for x in (acts, varies))
         still = ~varies.any(0) & (acts == acts[:1]).all(0)
         return still.expand_as(weight), weight * acts[0].where(still, 0.0)
     exact, constant = torch.zeros_like(_kernels(weight != 0)), weight.new_zeros(weight.shape[:2])
@@ -195,11 +195,11 @@ def _contributions(live: Liveness, layer: Layer, call: fx.Node) -> tuple[Tensor,
 def _units(of: dict[fx.Node, Any], layer: Layer, calls: list[fx.Node]) -> Tensor:
     """(C_out,): the units in whose outputs `of` is true anywhere."""
     at = -1 if isinstance(layer, nn.Linear) else -1 - len(layer.kernel_size)
-    return torch.stack([of[call].movedim(at, 0).flatten(1).any(1) for call in calls]).any(0)
+    return torch.stack([of[call].movedim(at, 0).reshape(len(layer.weight), -1).any(1) for call in calls]).any(0)
 
 
 def _needed(traced: Trace, live: Liveness, parameter: Tensor) -> Tensor:
-    held = [live.needed[node] for node, value in traced.state.items() if value is parameter]
+    held = [live.needed[node] for node, value in traced.state.items() if value is parameter and node.users]
     return torch.stack(held).any(0) if held else torch.ones_like(parameter, dtype=torch.bool)
 
 

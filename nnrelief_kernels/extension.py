@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+FOLDER = Path(__file__).parent
 LIBRARY = "_C.abi3.so"
 BUILD_NOTE = "_build.txt"
 
@@ -15,18 +16,23 @@ BUILD_NOTE = "_build.txt"
 @cache
 def unavailable() -> str | None:
     """Loads the library; why it cannot be used, or None."""
-    return _load(Path(__file__).parent)
+    return _load(FOLDER)
+
+
+def note(folder: Path = FOLDER) -> str:
+    """What the build said of a part that it left out."""
+    kept = folder / BUILD_NOTE
+    return " ".join(kept.read_text().split()) if kept.exists() else "this installation was made without it"
 
 
 def _load(folder: Path) -> str | None:
-    library, note = folder / LIBRARY, folder / BUILD_NOTE
+    library = folder / LIBRARY
     if not library.exists():
-        cause = " ".join(note.read_text().split()) if note.exists() else "this installation was made without it"
-        return f"the compiled extension is missing: {cause}"
+        return f"the compiled extension is missing: {note(folder)}"
     try:
         ops: Any = torch.ops  # load_library carries no types
         ops.load_library(library)
-        torch.ops.nnrelief_cpu.level()
+        torch.ops.nnrelief.level()
     except (OSError, RuntimeError) as error:
         return f"the compiled extension {library} failed to load: {str(error).splitlines()[0]}"
     return None

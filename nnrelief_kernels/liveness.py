@@ -43,13 +43,8 @@ AVERAGES = {
 """These stand for themselves as well, with coefficients below 1."""
 # Element by element, beside those that torch tags so.
 POINTWISE = {
-    aten.hardswish,
-    aten.dropout,
-    aten._prelu_kernel,
-    aten.masked_fill,
-    aten._to_copy,
-    aten.alias,
-    aten.lift_fresh_copy,
+    *(aten.hardswish, aten.leaky_relu, aten._prelu_kernel, aten.dropout, aten.masked_fill, aten.rsub),
+    *(aten._to_copy, aten.alias, aten.lift_fresh_copy),
 }
 # Over windows within each channel, and over how many last dimensions.
 MAX_POOLS = {
@@ -130,7 +125,7 @@ def _replacement(node: fx.Node, value: dict[fx.Node, Any], varies: dict[fx.Node,
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def sums(*signals: Any) -> Any:
-        return sum(signal.expand(value[node].shape) for signal in signals)
+        return sum(signal.to(value[node].device).expand(value[node].shape) for signal in signals)
 
     def mixed(*signals: Any) -> Any:
         total = sum(leaf.sum() for leaf in pytree.tree_leaves(signals))

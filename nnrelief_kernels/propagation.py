@@ -56,6 +56,7 @@ SUMS = {operator.add, operator.iadd, operator.sub, operator.isub, torch.add, tor
 PRODUCTS = {operator.mul, torch.mul, "mul"}
 QUOTIENTS = {operator.truediv, torch.div, "div"}
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+LAYER_FORWARDS = {kind.forward for kind in (nn.Linear, *CONVS)}
 
 
 class Propagation(fx.Interpreter):
@@ -108,6 +109,8 @@ class Propagation(fx.Interpreter):
     def _bound(self, n: fx.Node, value: Any) -> Any:
         module = cast(nn.Module, self.fetch_attr(str(n.target))) if n.op == "call_module" else None
         kind = type(module) if module is not None else n.target
+        if isinstance(module, (nn.Linear, *CONVS)) and type(module).forward not in LAYER_FORWARDS:
+            raise ValueError(f"bounds cannot be carried through {n.target!r}: {type(module).__name__} has a forward of its own")
         if module is not None and module in self.pruned:
             return self._through_pruned(n, cast(Layer, module), self.pruned[module])
         changed = [m for m in n.all_input_nodes if m in self.bounds]
@@ -130,7 +133,7 @@ class Propagation(fx.Interpreter):
             if n.args[0] is changed[0]:
                 return bound / factor
         known = isinstance(module, MODULES) or (kind in METHODS if n.op == "call_method" else kind in FUNCTIONS)
-        if known and not _spoils(n) and all(leaf.is_floating_point() for leaf in pytree.tree_leaves(value)):
+        if known and not _spoils(n) and all(torch.is_floating_point(leaf) for leaf in pytree.tree_leaves(value)):
             return self._itself(n, module)
         raise ValueError(
             f"bounds cannot be carried through {getattr(kind, '__name__', kind)} (at {n.name!r}); an activation's Lipschitz "

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,15 @@ from torch import Tensor, nn
 
 from .checkpoint import load_checkpoint, save_checkpoint
 from .collect import Collector, Forward
+from .dead import Dead, apply_dead, find_dead
 from .distributed import broadcast, gather, in_use, on_first, rank
 from .history import Iteration, write_history
-from .layers import CONVS, Layer, Which, behind, find_layers, matching, unwrap
+from .layers import Layer, Which, find_layers, matching, unwrap
 from .masks import Masks, apply_masks, get_masks, load_dense
-from .measure import inputs_in_use, layer_chain, measure
+from .measure import measure
 from .progress import progress as progress_bar
 from .selection import keep_mask
+from .tracing import NotTraceable
 
 PROPAGATE = ("original", "pruned")
 
@@ -67,8 +68,9 @@ def prune(
         shared: whether the processes of torch.distributed each hold a part of the pruning set (one may hold none) and prune
             together: rank 0's buffers go to all, their sums are added, their masks are equal. None for: where
             torch.distributed is initialised.
-        drop_unread: where the layers form a chain, a unit that nothing reads any more loses its own connections as well,
-            from the last layer to the first. The outputs do not change (the backward pass of the authors' scripts).
+        drop_unread: units that nothing reads lose their own connections as well, and so do constants, which go into the biases
+            of the layers that read them (`remove_dead`, on one sample of the first batch). The outputs do not change. A model
+            that torch.export cannot trace keeps such units, with a warning.
 
     Returns:
         The masks now in force: parameter name to a bool tensor that broadcasts to the parameter, True where it stays.
@@ -93,10 +95,17 @@ def prune(
     elif propagate == "pruned":
         check_rereadable(batches)
     together = in_use() if shared is None else shared
+    example: list[Any] = []
+
+    def remembered() -> Iterator[Any]:
+        for batch in batches:
+            if not example:
+                example.append(batch)
+            yield batch
 
     def collect(scored: nn.Module, names: Iterable[Which]) -> Collector:
         with Collector(scored, names, variant=variant, backend=backend) as collector:
-            collector.run(batches, forward, allow_empty=together)
+            collector.run(remembered(), forward, allow_empty=together)
         if together:
             collector.all_reduce()
         return collector
@@ -120,9 +129,9 @@ def prune(
             apply_masks(scored, masks)
             collector = collect(scored, [name])
         masks |= chosen(collector, name)
-    if drop_unread:
-        _drop_unread(model, masks)
     apply_masks(model, masks)
+    if drop_unread:
+        _drop_unread(model, example, list(found), forward, together)
     return get_masks(model)
 
 
@@ -200,18 +209,21 @@ def _parameter(layer: str, attribute: str) -> str:
     return f"{layer}.{attribute}" if layer else attribute
 
 
-def _drop_unread(model: nn.Module, masks: Masks) -> None:
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, (nn.Linear, *CONVS))}
-    for before, after in reversed(list(itertools.pairwise(layer_chain(model, layers)))):
-        weight = layers[after].weight
-        left = (weight != 0) & masks.get(f"{after}.weight", torch.ones_like(weight, dtype=torch.bool))
-        read = inputs_in_use(layers[after], left.flatten(2).any(2) if left.ndim > 2 else left)
-        read = read.reshape(len(layers[before].weight), -1).any(1)
-        if sum(behind(layer, "weight") is behind(layers[before], "weight") for layer in layers.values()) > 1:
-            continue  # another layer's outputs depend on the same rows
-        for parameter in ("weight", "bias"):
-            if (mask := masks.get(f"{before}.{parameter}")) is not None:
-                mask &= read.reshape(-1, *(1,) * (mask.ndim - 1))
+def _drop_unread(model: nn.Module, example: list[Any], layers: list[str], forward: Forward | None, together: bool) -> None:
+    """What rank 0 finds where several prune together, on the first example that any of them holds."""
+    examples = [batch for held in (gather(example) if together else [example]) for batch in held]
+    if not examples:
+        return
+
+    def find() -> Dead:
+        return find_dead(model, examples[0], layers=layers, forward=forward)
+
+    try:
+        found = on_first(find) if together else find()
+    except NotTraceable as cause:
+        warnings.warn(f"dead units keep their connections: {cause}", stacklevel=3)
+    else:
+        apply_dead(model, found)
 
 
 def check_rereadable(batches: Iterable[Any]) -> None:

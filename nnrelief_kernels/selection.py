@@ -132,7 +132,8 @@ def check_scores(scores: Tensor) -> None:
         raise TypeError(f"scores must be a floating-point tensor, got {getattr(scores, 'dtype', type(scores).__name__)}")
     if scores.ndim == 0:
         raise ValueError("scores must be (..., C), got a tensor without dimensions")
-    nan, infinite, negative = (int(bad.sum()) for bad in (scores.isnan(), scores.isinf(), scores < 0))
+    bad = (scores.isnan(), scores.isinf(), scores < 0)
+    nan, infinite, negative = torch.stack([where.sum() for where in bad]).tolist()  # the one wait for a device
     if nan or infinite or negative:
         raise ValueError(
             f"scores must be finite and not negative, got {nan} NaN, {infinite} infinite and {negative} negative "

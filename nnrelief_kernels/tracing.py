@@ -87,9 +87,10 @@ def trace(model: nn.Module, batch: Any, forward: Forward | None = None) -> Trace
     )
 
 
-def first_samples(batch: Any, count: int) -> Any:
-    """The same batch with at most `count` samples: its tensors cut along their first dimension."""
-    return pytree.tree_map(lambda x: x[:count] if isinstance(x, Tensor) and x.ndim else x, batch)
+def first_sample(model: nn.Module, batch: Any) -> Any:
+    """The batch with one sample, its tensors cut along their first dimension, where the model is."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    return pytree.tree_map(lambda x: x[:1].to(device) if isinstance(x, Tensor) and x.ndim else x, batch)
 
 
 def _attribute(module: nn.Module, path: str) -> Any:

@@ -15,6 +15,7 @@ from nnrelief_kernels.bounds import ALPHAS
 from nnrelief_kernels.geometry import conv_geometry
 from nnrelief_kernels.paper.models import LeNet5, LeNet300100
 from nnrelief_kernels.paper.training import error
+from tests import networks
 from tests.data import load_caffe, mnist_test, needs_data
 from tests.strategies import conv_calls, linear_calls
 
@@ -201,6 +202,27 @@ def test_no_network_changes_by_more_than_is_certified(name, keep, seed, data):
     torch.testing.assert_close(found.outputs.largest_change, change.amax(0))
 
 
+@pytest.mark.parametrize("name", networks.NETWORKS)
+@given(st.floats(0.2, 0.95), st.integers(0, 2**31))
+@settings(deadline=None, max_examples=5)
+def test_every_kind_of_network_is_certified(name, keep, seed):
+    model, x = networks.network(name, seed), networks.samples(name, 4, seed)
+    found = certify(model, networks.random_masks(model, keep, seed), x.split(3))
+    check(found)
+    assert set(found.layers) == {path for path, m in model.named_modules() if isinstance(m, (nn.Linear, *CONVS.values()))}
+    assert (found.outputs is None) == ("transformer" in name)
+    assert bool(found.reason) == ("transformer" in name)
+
+
+@pytest.mark.parametrize("name", [name for name in networks.NETWORKS if "transformer" not in name])
+def test_every_kind_of_network_keeps_within_a_budget(name):
+    model, x = networks.network(name, 0), networks.samples(name, 8, 1)
+    alphas = alpha_for_bound(model, x.split(5), 0.5)
+    assert min(alphas.values()) < 1
+    found = certify(model, prune(copy.deepcopy(model), x.split(5), alphas=alphas), x.split(5))
+    assert 0 < found.outputs.average_bound.max() <= 0.5
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("alpha", [0.8, 0.99])
 def test_at_most_one_minus_alpha_of_the_signal_is_removed(name, alpha):
@@ -304,11 +326,17 @@ class Attention(nn.Module):
         return self.head(self.attention(x, x, x, need_weights=False)[0])
 
 
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
 REASONS = {
     "weight that is read": (Functional, "weight of 'fc' is used otherwise"),
     "embedding": (Embedded, "'embed' is masked and no Linear"),
     "attention": (Attention, "out_proj' is used otherwise"),
     "layer norm": (lambda: nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2)), "LayerNorm.*lipschitz="),
+    "another forward": (lambda: nn.Sequential(Doubled(4, 4)), "'0': Doubled has a forward of its own"),
     "control flow": (Branching, "cannot trace the model"),
 }
 

@@ -272,6 +272,15 @@ def test_layers_left_out_keep_their_connections():
     assert get_masks(model)["2.weight"].any(1).tolist() == [True, False, True, True]
 
 
+def test_layers_that_the_example_does_not_reach_stay():
+    model = chain(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    model[1].spare = nn.Linear(4, 4)
+    empty(model, 0, 2)
+    found = find_dead(model, torch.randn(5, 3).double())
+    assert found.masks.keys() == {"0.weight", "0.bias", "2.weight"}
+    assert found.unread.keys() == {"0", "2"}
+
+
 def test_batches_as_prune_takes_them():
     model = chain(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     empty(model, 0, 2)
@@ -280,6 +289,7 @@ def test_batches_as_prune_takes_them():
     assert "2.weight" in expected
     assert find_dead(nn.DataParallel(model), (x, torch.zeros(5))).masks.keys() == expected.keys()
     assert find_dead(model, {"input": x}).masks.keys() == expected.keys()
+    assert find_dead(model, x[0], forward=lambda m, batch: m(batch)).masks.keys() == expected.keys()  # no batch dimension
     assert find_dead(model, [x], forward=lambda m, batch: m(batch[0])).masks.keys() == expected.keys()
 
 

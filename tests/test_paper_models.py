@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from data import FOLDER, needs_data
 
 from nnrelief_kernels.paper.models import MODELS, load_published
+from tests.data import FOLDER, needs_data
 
 MNIST, CIFAR, TINY = (1, 28, 28), (3, 32, 32), (3, 64, 64)
 

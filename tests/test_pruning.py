@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnrelief_kernels import fold_masks, get_masks, measure, prune, prune_iteratively, reference
+from nnrelief_kernels import fold_masks, get_masks, measure, prune, prune_iteratively, reference, remove_dead
 from nnrelief_kernels.history import read_history
 from nnrelief_kernels.masks import dense_state
 
@@ -78,11 +78,27 @@ def test_units_nothing_reads_go_without_changing_the_outputs(model, batches):
     plain = copy.deepcopy(model)
     kept = prune(plain, batches, alpha_conv=0.5, alpha_fc=0.3, drop_unread=False)
     dropped = prune(model, batches, alpha_conv=0.5, alpha_fc=0.3)
-    assert torch.equal(model(batches[0]), plain(batches[0]))
+    torch.testing.assert_close(model(batches[0]), plain(batches[0]), rtol=1e-5, atol=1e-6)
+    assert all(torch.all(kept[name] | ~dropped[name]) for name in kept)
     read = kept["fc2.weight"].any(0)
     assert not read.all()
-    assert torch.equal(dropped["fc1.weight"], kept["fc1.weight"] & read[:, None])
-    assert torch.equal(dropped["fc1.bias"], kept["fc1.bias"] & read)
+    assert not dropped["fc1.weight"][~read].any()
+    assert not dropped["fc1.bias"][~read].any()
+    remove_dead(plain, batches[0])
+    assert all(torch.equal(mask, get_masks(plain)[name]) for name, mask in dropped.items())
+
+
+def test_a_model_that_cannot_be_traced_keeps_its_dead_units_and_says_why(model, batches):
+    class ByValue(Small):
+        def forward(self, x):
+            return super().forward(x) if x.sum() < 1e9 else x
+
+    other = ByValue()
+    other.load_state_dict(model.state_dict())
+    with pytest.warns(UserWarning, match=r"dead units keep their connections: ByValue cannot be traced: .*data.dependent"):
+        masks = prune(other, batches, alpha_conv=0.5, alpha_fc=0.3)
+    plain = prune(model, batches, alpha_conv=0.5, alpha_fc=0.3, drop_unread=False)
+    assert all(torch.equal(masks[name], mask) for name, mask in plain.items())
 
 
 def test_chosen_layers_only(model, batches):
@@ -158,7 +174,7 @@ def test_tied_weights_have_one_mask_and_each_its_bias():
         for place, acts in ((0, x), (2, hidden))
     )
     keep = reference.keep_mask(reference.share(signal), 0.6)
-    masks = prune(model, x, alpha_fc=0.6, alphas={"4": 0.05})
+    masks = prune(model, x, alpha_fc=0.6, alphas={"4": 0.05}, drop_unread=False)
     assert set(masks) == {"0.weight", "0.bias", "2.bias", "4.weight", "4.bias"}
     assert torch.equal(masks["0.weight"], keep[:, :-1])
     assert torch.equal(masks["2.bias"], keep[:, -1])

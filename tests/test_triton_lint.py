@@ -1,6 +1,7 @@
 """Rules that every Triton kernel keeps, read off the sources."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,36 @@ def test_kernels_keep_the_rules(path):
 )
 def test_the_rules_can_be_broken(line, rule):
     assert rule in {found for _, found in broken_rules(line)}
+
+
+class Forgetter(ast.NodeTransformer):
+    """Takes one conversion of what is loaded or of a program id, or one dot's precision, out of a source: the `left`th."""
+
+    def __init__(self, left):
+        self.left = left
+
+    def visit_Call(self, node):
+        self.generic_visit(node)
+        converted = ast.unparse(node.func.value) if isinstance(node.func, ast.Attribute) and node.func.attr == "to" else ""
+        stated = [keyword for keyword in node.keywords if keyword.arg == "input_precision"]
+        if stated or re.match(r"\(?(tl\.load\(|program\b|row$|halo$)", converted):
+            self.left -= 1
+            if self.left == -1:
+                if not stated:
+                    return node.func.value
+                node.keywords.remove(stated[0])
+        return node
+
+
+def test_no_kernel_can_forget_a_rule():
+    forgotten = 0
+    for path in SOURCES:
+        left = 0
+        while True:
+            forgetter = Forgetter(left)
+            source = ast.unparse(forgetter.visit(ast.parse(path.read_text())))
+            if forgetter.left >= 0:
+                break
+            assert list(broken_rules(source)), f"{path.name}, {left}"
+            left, forgotten = left + 1, forgotten + 1
+    assert forgotten > 20

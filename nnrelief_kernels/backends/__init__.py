@@ -15,7 +15,7 @@ from torch import Tensor, dtype, float32, float64  # not `torch`: that name belo
 
 from ..geometry import ConvGeometry
 
-ORDER = ("triton", "cpu", "torch")
+ORDER = ("triton", "cuda", "cpu", "torch")
 """Fastest first: ``backend="auto"`` takes the first that is available and does not refuse the call."""
 
 Refusal = Callable[[str], str | None]

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import extension
-from ..geometry import PADDING_MODES, ConvGeometry
-
-VARIANTS = ("paper", "norm_of_mean", "l1")
-PATHS = ("norms", "lags", "gram", "dual", "direct", "window sums")
-"""Named in the order of csrc/conv.h; csrc/plan.cpp says what each is and when it is taken."""
+from ..geometry import ConvGeometry
+from . import compiled
+from .compiled import score_conv as score_conv
+from .compiled import score_linear as score_linear
 
 
 def unavailable() -> str | None:
@@ -20,13 +19,13 @@ def unavailable() -> str | None:
 
 
 def describe() -> str:
-    return f"C++ extension, {torch.ops.nnrelief_cpu.level()} kernels, {torch.get_num_threads()} threads"
+    return f"C++ extension, {torch.ops.nnrelief.level()} kernels, {torch.get_num_threads()} threads"
 
 
 def refuses_conv(weight: Tensor, acts: Tensor, geometry: ConvGeometry, variant: str) -> str | None:
     if reason := _refuses_device(acts):
         return reason
-    if _path(weight, acts, geometry, variant) < 0:
+    if compiled.conv_path(weight, acts, geometry, variant) is None:
         return f"a kernel of {geometry.taps} elements on a map of {geometry.size} needs more working memory than it takes"
     return None
 
@@ -36,27 +35,8 @@ def refuses_linear(weight: Tensor, acts: Tensor) -> str | None:
 
 
 def conv_path(weight: Tensor, acts: Tensor, geometry: ConvGeometry, variant: str) -> str:
-    return PATHS[_path(weight, acts, geometry, variant)]
-
-
-def score_conv(weight: Tensor, acts: Tensor, geometry: ConvGeometry, variant: str) -> Tensor:
-    return cast(Tensor, torch.ops.nnrelief_cpu.score_conv(weight, acts, _numbers(geometry, variant)))
-
-
-def score_linear(weight: Tensor, acts: Tensor) -> Tensor:
-    return cast(Tensor, torch.ops.nnrelief_cpu.score_linear(weight, acts))
+    return cast(str, compiled.conv_path(weight, acts, geometry, variant))  # refuses_conv has asked before
 
 
 def _refuses_device(acts: Tensor) -> str | None:
     return None if acts.device.type == "cpu" else f"the tensors are on {acts.device}, it serves the CPU"
-
-
-def _path(weight: Tensor, acts: Tensor, geometry: ConvGeometry, variant: str) -> int:
-    return cast(int, torch.ops.nnrelief_cpu.conv_path(weight, acts, _numbers(geometry, variant)))
-
-
-def _numbers(geometry: ConvGeometry, variant: str) -> list[int]:
-    """The geometry as csrc/library.cpp takes it."""
-    before = (p for p, _ in geometry.padding)
-    modes = (geometry.groups, PADDING_MODES.index(geometry.padding_mode), VARIANTS.index(variant))
-    return [*geometry.out, *geometry.stride, *before, *geometry.dilation, *modes]

@@ -8,6 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from ..collect import Collector, Forward
+from ..layers import Layer
 
 
 def collect(model: nn.Module, batches: Iterable[Any], forward: Forward | None = None, **options: Any) -> Collector:
@@ -29,6 +30,21 @@ def collect(model: nn.Module, batches: Iterable[Any], forward: Forward | None = 
 def by_module(collector: Collector, values: Mapping[str, Tensor]) -> dict[nn.Module, Tensor]:
     """`values` by layer name, such as `Collector.scores()`, by module; layers that share a weight share a value."""
     return {layer: value for name, value in values.items() for layer in collector.layers[name]}
+
+
+def input_shares(scores: Tensor, layer: Layer) -> Tensor:
+    """``mean_j s_ij``: what each input channel carries of the signal of a layer's units, on average over all of them.
+
+    Args:
+        scores: (C_out, C_in/groups), or one more column for the bias, whose share nothing here carries.
+        layer: the layer scored.
+
+    Returns:
+        (C_in,), which sums to 1 less the mean share of the biases.
+    """
+    columns = layer.weight.shape[1]
+    groups = 1 if isinstance(layer, nn.Linear) else layer.groups
+    return scores[:, :columns].reshape(groups, -1, columns).sum(1).flatten() / len(scores)
 
 
 def per_parameter(values: Tensor, module: nn.Module, name: str) -> Tensor:

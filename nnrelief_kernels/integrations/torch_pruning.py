@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
@@ -12,15 +12,10 @@ from torch import Tensor, nn
 from ..collect import Forward
 from ..layers import CONVS, Layer
 from ..masks import get_masks
-from ..measure import inputs_in_use
 from ..selection import keep_mask
-from .calibration import by_module, collect
+from .calibration import by_module, collect, input_shares
 
 READS = (tp.prune_conv_in_channels, tp.prune_linear_in_channels)
-CHANNELWISE = (
-    tp.ops.OPTYPE.CONV, tp.ops.OPTYPE.DEPTHWISE_CONV, tp.ops.OPTYPE.LINEAR, tp.ops.OPTYPE.BN, tp.ops.OPTYPE.PRELU,
-    tp.ops.OPTYPE.ELEMENTWISE, tp.ops.OPTYPE.RESHAPE, tp.ops.OPTYPE.CONCAT, tp.ops.OPTYPE.SPLIT, tp.ops.OPTYPE.SLICE,
-)  # fmt: skip
 
 
 class ReliefImportance(tp.importance.Importance):  # type: ignore[misc,unused-ignore]
@@ -78,8 +73,7 @@ class ReliefImportance(tp.importance.Importance):  # type: ignore[misc,unused-ig
         out, columns = layer.weight.shape[:2]
         if scores.shape[0] != out or scores.shape[1] - columns not in (0, 1):
             raise ValueError(f"{layer} has changed since it was scored: call calibrate(model, batches) first")
-        groups = 1 if isinstance(layer, nn.Linear) else layer.groups
-        return scores[:, :columns].double().cpu().reshape(groups, -1, columns).sum(1).flatten() / out
+        return input_shares(scores.double().cpu(), layer)
 
 
 def prune_channels(
@@ -88,7 +82,7 @@ def prune_channels(
     """Remove the channels outside the share alpha of each group's signal: alpha decides how many, group by group.
 
     The rule of `keep_mask` with `ReliefImportance.shares` in place of one unit's scores: on average over the units that read
-    a group, the channels removed carried at most 1 - alpha of the signal.
+    a group, the channels removed carried at most 1 - alpha of the signal. (What `prune` leaves unread, `shrink` removes.)
 
     Args:
         model: changed in place; not masked.
@@ -104,61 +98,20 @@ def prune_channels(
         ValueError: alpha is out of range, or the model is masked.
     """
     keep_mask(torch.ones(1, 1), alpha)  # refuses an alpha out of range before the graph is built
-
-    def keep(group: Any, groups: int) -> Tensor | None:
-        shares = importance.shares(group)
-        if shares is None:
-            return None
-        units = shares.reshape(groups, -1).sum(0)
-        biases = (1 - units.sum()).clamp(min=0)
-        kept = keep_mask(torch.cat([units, biases[None]]), alpha)[:-1]
-        kept[units.argmax()] = True  # also where the biases alone carry the share alpha
-        return kept
-
-    return _remove(model, example_inputs, ignored_layers, keep)
-
-
-def remove_unread(model: nn.Module, example_inputs: Any, ignored_layers: Iterable[nn.Module] = ()) -> dict[str, list[int]]:
-    """Remove the channels that no weight reads any more; the outputs do not change.
-
-    Call it after `prune` and `fold_masks`. Groups that pass through LayerNorm, GroupNorm, attention or a recurrent layer stay
-    as they are: there a channel counts even where no weight reads it.
-
-    Args, Returns, Raises: as in `prune_channels`.
-    """
-
-    def keep(group: Any, groups: int) -> Tensor | None:
-        readers = _readers(group)
-        if not readers or _is_output(group) or any(item.dep.target.type not in CHANNELWISE for item in group.items):
-            return None
-        read = torch.zeros(len(group[0].idxs), dtype=torch.bool)
-        for layer, idxs, places in readers:
-            used = layer.weight != 0
-            read[places[inputs_in_use(layer, used.flatten(2).any(2) if used.ndim > 2 else used).cpu()[idxs]]] = True
-        kept = read.reshape(groups, -1).any(0)
-        kept[0] |= not kept.any()
-        return kept
-
-    return _remove(model, example_inputs, ignored_layers, keep)
-
-
-def _remove(
-    model: nn.Module,
-    example_inputs: Any,
-    ignored_layers: Iterable[nn.Module],
-    keep: Callable[[Any, int], Tensor | None],
-) -> dict[str, list[int]]:
-    """Remove what `keep`, a bool per channel of one group of a grouped convolution, does not."""
     if get_masks(model):
         raise ValueError("model must not be masked: call fold_masks(model) first")
     names = {module: name for name, module in model.named_modules()}
     graph = tp.DependencyGraph().build_dependency(model, example_inputs=example_inputs)
     chosen = []
     for group in graph.get_all_groups(ignored_layers=list(ignored_layers), root_module_types=(*CONVS, nn.Linear)):
-        groups = _channel_groups(group)
-        kept = keep(group, groups)
-        if kept is None:
+        shares = importance.shares(group)
+        if shares is None:
             continue
+        groups = _channel_groups(group)
+        units = shares.reshape(groups, -1).sum(0)
+        biases = (1 - units.sum()).clamp(min=0)
+        kept = keep_mask(torch.cat([units, biases[None]]), alpha)[:-1]
+        kept[units.argmax()] = True  # also where the biases alone carry the share alpha
         removed = (~kept).repeat(groups).nonzero().flatten().tolist()
         if removed:
             chosen.append((group[0].dep.target.module, group[0].dep.handler, removed))
@@ -176,7 +129,8 @@ def _readers(group: Any) -> list[tuple[Layer, Tensor, Tensor]]:
         if item.dep.handler not in READS:
             continue
         if any(root not in place for root in item.root_idxs):
-            raise ValueError(f"the channels that {layer} reads cannot be traced to their source: add it to ignored_layers")
+            source = group[0].dep.target.name
+            raise ValueError(f"Torch-Pruning cannot tell which channels of {source} {layer} reads: ignore the first of them")
         found.append((cast(Layer, layer), torch.tensor(item.idxs), torch.tensor([place[root] for root in item.root_idxs])))
     return found
 

@@ -8,7 +8,7 @@ from nnrelief_kernels import fold_masks, keep_mask, prune
 from tests.integrations.conformance import Conformance, images, network, oracle
 
 tp = pytest.importorskip("torch_pruning", reason="Torch-Pruning is not installed: pip install 'nnrelief-kernels[integrations]'")
-from nnrelief_kernels.integrations.torch_pruning import ReliefImportance, prune_channels, remove_unread  # noqa: E402
+from nnrelief_kernels.integrations.torch_pruning import ReliefImportance, prune_channels  # noqa: E402
 
 GROUPS = {
     "flatten": {"0": ["2"], "2": ["5"], "5": ["7"]},
@@ -57,41 +57,6 @@ class TestConformance(Conformance):
         return kept
 
 
-def masked(name, alpha):
-    model = network(name)
-    prune(model, [images()], alpha_conv=alpha, alpha_fc=alpha, drop_unread=False)
-    fold_masks(model)
-    return model
-
-
-@pytest.mark.parametrize("name", GROUPS)
-def test_removing_what_nothing_reads_leaves_the_outputs(name):
-    model = masked(name, 0.4)
-    output, before = model(images()), sum(p.numel() for p in model.parameters())
-    removed = remove_unread(model, images()[:1])
-    assert removed
-    assert sum(p.numel() for p in model.parameters()) < before
-    torch.testing.assert_close(model(images()), output, rtol=1e-5, atol=1e-6)
-    assert remove_unread(model, images()[:1]).keys() <= removed.keys()  # what read the removed may be unread now
-
-
-def test_a_channel_that_nothing_reads_is_the_one_removed():
-    model = network("residual_bias")
-    model.second.weight.data[:, [1, 4]] = 0  # two channels of `first`
-    model.head.weight.data[:, 3] = 0  # a channel of the stem that `first` goes on reading
-    assert remove_unread(model, images()[:1]) == {"first": [1, 4]}
-    model.first.weight.data[:, 3] = 0
-    assert remove_unread(model, images()[:1]) == {"stem": [3]}
-
-
-def test_layers_that_mix_channels_keep_theirs():
-    model = nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 3)).eval()
-    model[2].weight.data[:, 2] = 0
-    output = model(torch.ones(2, 6))
-    assert remove_unread(model, torch.ones(1, 6)) == {}
-    assert torch.equal(model(torch.ones(2, 6)), output)
-
-
 @pytest.mark.parametrize("settings", [{}, {"global_pruning": True}, {"iterative_steps": 2}, {"round_to": 2}])
 @pytest.mark.parametrize("name", GROUPS)
 def test_pruners_driven_by_a_ratio(name, settings):
@@ -133,8 +98,19 @@ def test_what_cannot_be_done_is_said():
         prune_channels(model, images()[:1], importance, 2)
     prune(model, [images()])
     with pytest.raises(ValueError, match="fold_masks"):
-        remove_unread(model, images()[:1])
+        prune_channels(model, images()[:1], importance, 0.5)
     fold_masks(model)
     prune_channels(model, images()[:1], importance, 0.5)
     with pytest.raises(ValueError, match="has changed since it was scored: call calibrate"):
         prune_channels(model, images()[:1], importance, 0.5)
+
+
+def test_channels_that_cannot_be_traced_are_not_guessed():
+    model = network("residual")
+    importance = ReliefImportance(model, [images()])
+    graph = tp.DependencyGraph().build_dependency(model, example_inputs=images()[:1])
+    group = graph.get_pruning_group(model.first, tp.prune_conv_out_channels, list(range(12)))
+    (reader,) = [item for item in group.items if item.dep.handler == tp.prune_conv_in_channels]
+    reader.root_idxs = [None] * 12  # as grouped-query attention leaves them
+    with pytest.raises(ValueError, match="cannot tell which channels of first"):
+        importance.shares(group)

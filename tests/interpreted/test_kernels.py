@@ -23,7 +23,9 @@ PATHS = {
     "lags, unpadded": ((3, 2, 3, 2), (3, 2, 6, 7), {}),
     "lags, in tiles": ((3, 1, 3, 3), (3, 1, 4, 35), {"padding": (0, 1)}),
     "lags, in full tiles": ((3, 1, 2, 3), (3, 1, 4, 64), {"padding": (1, 0)}),
-    "gram": ((6, 2, 3, 3), (17, 2, 7, 6), {"stride": 2, "padding": 1}),
+    "lags, strided": ((3, 2, 3, 3), (17, 2, 7, 6), {"stride": 2, "padding": 1}),
+    "lags, strided in tiles": ((3, 1, 3, 3), (3, 1, 5, 66), {"stride": (1, 2), "padding": 1}),
+    "gram": ((6, 2, 3, 3), (17, 2, 7, 6), {"stride": 3, "padding": 1}),
     "matrix": ((6, 2, 5, 5), (4, 2, 8, 9), {"padding": 2}),
     "mean map": ((6, 2, 3, 3), (18, 2, 7, 5), {"variant": "l1", "stride": 2}),
     "float64 maps": ((6, 2, 3, 3), (3, 2, 7, 5), {"padding": 1, "padding_mode": "reflect"}),
@@ -142,7 +144,7 @@ def test_nan_and_inf_show_where_they_are(path, value):
 def test_chunks_of_samples_add_up(monkeypatch):
     monkeypatch.setattr(plan, "PROGRAMS", 6)
     weight, acts = torch.randn(5, 2, 3, 3), values((150, 2, 3, 4), 0, torch.bfloat16)
-    for options in ({"padding": 1}, {"stride": 2}, {"variant": "norm_of_mean"}):
+    for options in ({"padding": 1}, {"stride": 2}, {"dilation": 2, "padding": 2}, {"variant": "norm_of_mean"}):
         check(weight, acts, **options)
 
 

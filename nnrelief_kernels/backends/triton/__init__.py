@@ -18,12 +18,12 @@ from . import plan
 
 def unavailable() -> str | None:
     try:
-        import triton  # noqa: F401
+        import triton
     except ImportError as error:
         return f"triton is not installed: {error}"
     if _interpreted() or torch.cuda.is_available():
         return None
-    return f"no CUDA or ROCm device (torch {torch.__version__})"
+    return f"triton {triton.__version__} is here, but no CUDA or ROCm device (torch {torch.__version__})"
 
 
 def describe() -> str:

@@ -79,34 +79,45 @@ def own_place(count):
 
 
 @triton.jit
+def within(position, size):
+    """0 <= position < size."""
+    return position.to(tl.uint32, bitcast=True) < size.to(tl.uint32, bitcast=True)
+
+
+@triton.jit
 def source(position, size, MODE: tl.constexpr):
-    """Where a position in or around a map of `size` reads it, and whether it does."""
-    if MODE == "zeros":
-        return position, (position >= 0) & (position < size)
-    elif MODE == "replicate":
-        return tl.minimum(tl.maximum(position, 0), size - 1), position == position
+    """Where a position in or around a map of `size` reads it, for the padding modes that repeat it."""
+    if MODE == "replicate":
+        return tl.minimum(tl.maximum(position, 0), size - 1)
     elif MODE == "circular":  # the padding is at most `size`
-        return (position + size) % size, position == position
+        return (position + size) % size
     else:
-        return size - 1 - tl.abs(size - 1 - tl.abs(position)), position == position
+        return size - 1 - tl.abs(size - 1 - tl.abs(position))
 
 
 @triton.jit
 def pixel(
-    output, tap, height_out, width_out, depth, height, width, xd, xh, xw,
-    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr, MODE: tl.constexpr,
+    output, tap, height_out, width_out, depth, height, width, xd, xh, xw, kernel, stride, padding, dilation, MODE: tl.constexpr,
 ):  # fmt: skip
-    """Offset in the map of what kernel element `tap` meets at output position `output`, and whether it is in the map."""
-    d, inside_d = source(output // (height_out * width_out) * STRIDE[0] + tap // (KERNEL[1] * KERNEL[2]) * DILATION[0]
-                         - PADDING[0], depth, MODE)  # fmt: skip
-    h, inside_h = source(output // width_out % height_out * STRIDE[1] + tap // KERNEL[2] % KERNEL[1] * DILATION[1]
-                         - PADDING[1], height, MODE)  # fmt: skip
-    w, inside_w = source(output % width_out * STRIDE[2] + tap % KERNEL[2] * DILATION[2] - PADDING[2], width, MODE)
-    return d.to(tl.int64) * xd + h.to(tl.int64) * xh + w.to(tl.int64) * xw, inside_d & inside_h & inside_w
+    """Offset in the map of what kernel element `tap` meets at output position `output`, and whether it is in the map.
+
+    kernel, stride, padding, dilation: of each dimension, known to the compiler or not.
+    """
+    d, h, w = output // (height_out * width_out), output // width_out % height_out, output % width_out
+    d, h, w = d * stride[0] - padding[0], h * stride[1] - padding[1], w * stride[2] - padding[2]
+    tap_d, tap_h, tap_w = tap // (kernel[1] * kernel[2]), tap // kernel[2] % kernel[1], tap % kernel[2]
+    tap_d, tap_h, tap_w = tap_d * dilation[0], tap_h * dilation[1], tap_w * dilation[2]
+    if MODE == "zeros":  # the parts are multiplied before they meet, which is in a larger tile than either's
+        at_output = d.to(tl.int64) * xd + h.to(tl.int64) * xh + w.to(tl.int64) * xw
+        at_tap = tl.cast(tap_d, tl.int64) * xd + tl.cast(tap_h, tl.int64) * xh + tl.cast(tap_w, tl.int64) * xw
+        return at_output + at_tap, within(d + tap_d, depth) & within(h + tap_h, height) & within(w + tap_w, width)
+    else:
+        d, h, w = source(d + tap_d, depth, MODE), source(h + tap_h, height, MODE), source(w + tap_w, width, MODE)
+        return d.to(tl.int64) * xd + h.to(tl.int64) * xh + w.to(tl.int64) * xw, w == w
 
 
 @triton.jit
-def kernel_element(tap, KERNEL: tl.constexpr, wd, wh, ww):
-    """Offset of element `tap` of a kernel."""
-    d, h, w = tap // (KERNEL[1] * KERNEL[2]), tap // KERNEL[2] % KERNEL[1], tap % KERNEL[2]
+def kernel_element(tap, kernel, wd, wh, ww):
+    """Offset of element `tap` of a kernel of that size."""
+    d, h, w = tap // (kernel[1] * kernel[2]), tap // kernel[2] % kernel[1], tap % kernel[2]
     return tl.cast(d, tl.int64) * wd + tl.cast(h, tl.int64) * wh + tl.cast(w, tl.int64) * ww

@@ -2,7 +2,7 @@
 
 A program owns a channel and BJ filters. For a chunk of samples whose flag is up, or for every chunk where nothing else ran
 (float64 inputs, and the one mean map of "norm_of_mean" and "l1"), it forms the feature maps themselves in float64, a tile
-of outputs at a time. No flag reaches the host.
+of outputs at a time. No flag reaches the host. The geometry is known at run time only, so that layers share a binary.
 """
 
 import triton
@@ -13,7 +13,8 @@ from . import plan
 from .conv import Call, Launch, kernel_element, own_place, pixel
 
 SIZES = ("samples", "chunk", "parts", "channels", "filters", "per_group", "positions", "height_out", "width_out", "depth",
-         "height", "width", "xn", "xc", "xd", "xh", "xw", "wj", "wi", "wd", "wh", "ww", "blocks", "first")  # fmt: skip
+         "height", "width", "xn", "xc", "xd", "xh", "xw", "wj", "wi", "wd", "wh", "ww", "blocks", "first",
+         "kd", "kh", "kw", "sd", "sh", "sw", "pd", "ph", "pw", "dd", "dh", "dw")  # fmt: skip
 
 
 @triton.jit
@@ -31,19 +32,19 @@ def root(y):
 @triton.jit
 def map_norms(
     map_n, kernels, j, filters, positions, height_out, width_out, depth, height, width, xd, xh, xw, wj, wd, wh, ww,
-    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr, MODE: tl.constexpr,
-    ORDER: tl.constexpr, BL: tl.constexpr,
+    kernel, stride, padding, dilation,  # of each dimension
+    MODE: tl.constexpr, ORDER: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
     """|| |K_j| * |x| || of one map, float64 [BJ]: the 2-norm, or for ORDER 1 the sum."""
     total = tl.zeros([j.shape[0]], tl.float64)
     for begin in range(0, positions, BL):
         output = begin + tl.arange(0, BL)
         y = tl.zeros([j.shape[0], BL], tl.float64)
-        for tap in range(0, KERNEL[0] * KERNEL[1] * KERNEL[2]):
+        for tap in range(0, kernel[0] * kernel[1] * kernel[2]):
             at, inside = pixel(output, tap, height_out, width_out, depth, height, width, xd, xh, xw,
-                               KERNEL, STRIDE, PADDING, DILATION, MODE)  # fmt: skip
+                               kernel, stride, padding, dilation, MODE)  # fmt: skip
             u = tl.abs(tl.load(map_n + at, inside & (output < positions), 0.0).to(tl.float64))  # [BL]
-            at_j = kernels + kernel_element(tap, KERNEL, wd, wh, ww) + j.to(tl.int64) * wj
+            at_j = kernels + kernel_element(tap, kernel, wd, wh, ww) + j.to(tl.int64) * wj
             v = tl.abs(tl.load(at_j, j < filters, 0.0).to(tl.float64))  # [BJ]
             y += v[:, None] * u[None, :]
         total += tl.sum(y * y if ORDER == 2 else y, 1)
@@ -55,7 +56,8 @@ def finish_kernel(
     x, weight, sums, flags, out,
     samples, chunk, parts, channels, filters, per_group, blocks, first,
     positions, height_out, width_out, depth, height, width, xn, xc, xd, xh, xw, wj, wi, wd, wh, ww,
-    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr, MODE: tl.constexpr,
+    kd, kh, kw, sd, sh, sw, pd, ph, pw, dd, dh, dw,  # kernel, stride, padding, dilation
+    MODE: tl.constexpr,
     ORDER: tl.constexpr, FIRST: tl.constexpr, BJ: tl.constexpr, BL: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """out [filters of all groups, per_group]. FIRST: what ran before left sums per "filter", per "channel", or "nothing"."""
@@ -65,12 +67,13 @@ def finish_kernel(
     group = (channel.to(tl.int32) // per_group).to(tl.int64)
     member = channel - group * per_group
     kernels = weight + group * filters * wj + member * wi
+    kernel, stride, padding, dilation = (kd, kh, kw), (sd, sh, sw), (pd, ph, pw), (dd, dh, dw)
     total = tl.zeros([BJ], tl.float64)
     if FIRST == "nothing":
         for n in range(0, samples):
             total += map_norms(x + n * xn + local * xc, kernels, j, filters, positions, height_out, width_out,
                                depth, height, width, xd, xh, xw, wj, wd, wh, ww,
-                               KERNEL, STRIDE, PADDING, DILATION, MODE, ORDER, BL)  # fmt: skip
+                               kernel, stride, padding, dilation, MODE, ORDER, BL)  # fmt: skip
     else:
         for first_part in range(0, parts, BP):
             part = first_part + tl.arange(0, BP)
@@ -88,7 +91,7 @@ def finish_kernel(
                         for n in range(p * chunk, tl.minimum(p * chunk + chunk, samples)):
                             total += map_norms(x + n * xn + local * xc, kernels, j, filters, positions, height_out, width_out,
                                                depth, height, width, xd, xh, xw, wj, wd, wh, ww,
-                                               KERNEL, STRIDE, PADDING, DILATION, MODE, ORDER, BL)  # fmt: skip
+                                               kernel, stride, padding, dilation, MODE, ORDER, BL)  # fmt: skip
     tl.store(out + (group * filters + j) * per_group + member, total, j < filters)
 
 
@@ -96,12 +99,14 @@ def launch(
     call: Call, chunks: plan.Chunks, sums: Tensor, flags: Tensor, out: Tensor, before: str, order: int = 2, first: int = 0
 ) -> Launch:
     """out [C_out, per_group]; `sums` and `flags` as the kernel that came `before` fills them."""
+    names = {"k": "KERNEL", "s": "STRIDE", "p": "PADDING", "d": "DILATION"}
+    numbers = {short + axis: n for short, name in names.items() for axis, n in zip("dhw", call.constants[name])}
     blocks = plan.ceil_div(call.filters, 32)
     arguments = {
         "x": call.acts, "weight": call.weight, "sums": sums, "flags": flags, "out": out,
         "samples": call.samples, "chunk": chunks.size, "parts": chunks.count, "channels": call.channels,
         "filters": call.filters, "per_group": call.per_group, "blocks": blocks, "first": first,
-        **call.sizes, **call.x_strides, **call.weight_strides, **call.constants,
+        **call.sizes, **call.x_strides, **call.weight_strides, **numbers, "MODE": call.constants["MODE"],
         "ORDER": order, "FIRST": before, "BJ": 32, "BL": 32, "BP": 32,
     }  # fmt: skip
     return Launch(finish_kernel, call.channels * blocks, arguments)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import plan
 from .conv import Call, Launch, own_place
-from .forms import SMALL_BITS, TP, add_norms, small
+from .forms import SMALL_BITS, add_norms, small
 
 
 @triton.constexpr_function
@@ -32,11 +32,12 @@ def window(a, shift, kernel, stride, before, after):
 @triton.constexpr_function
 def distinct(kernel, stride, pads):
     """The different sums (d, s, window of rows, window of columns), and for every feature a <= b the sum it is."""
-    height, width = kernel  # Triton 3.6 cannot read nested targets
+    _, height, width = kernel
     top, bottom, left, right = pads
     sums, features = {}, []
     taps = [(h, w) for h in range(height) for w in range(width)]
-    for i, (ah, aw) in enumerate(taps):
+    for i in range(len(taps)):  # Triton 3.6 cannot read nested targets
+        ah, aw = taps[i]
         for bh, bw in taps[i:]:
             d, s = bh - ah, bw - aw
             rows = window(ah, d, height, stride[0], top, bottom)
@@ -103,8 +104,8 @@ def window_sum(
     FIRST: tl.constexpr = CLASS + SUM[6] * STRIDE[1]
     base, other = rows[D if SUM[1] >= 0 else 0], rows[0 if SUM[1] >= 0 else D]
     END: tl.constexpr = WIDTH - (TILES - 1) * TW - S  # of the columns that have a partner, in the last tile
-    BEGIN: tl.constexpr = max(0, KERNEL[1] - 1 - S - PADS[2])  # of those that every window contains
-    RIGHT: tl.constexpr = max(BEGIN, END - max(0, KERNEL[1] - 1 - S - PADS[3]))
+    BEGIN: tl.constexpr = max(0, KERNEL[2] - 1 - S - PADS[2])  # of those that every window contains
+    RIGHT: tl.constexpr = max(BEGIN, END - max(0, KERNEL[2] - 1 - S - PADS[3]))
     LAST: tl.constexpr = END - SUM[7] * STRIDE[1]
     total = base[0] * 0.0
     for u in tl.static_range(BEGIN, END if TILES == 1 else TW):
@@ -143,9 +144,11 @@ def lags_kernel(
     """sums [chunks, channels, filters] and flags [chunks, channels] from x [samples, channels, height, WIDTH]."""
     BM: tl.constexpr = BN * TILES
     LOAD: tl.constexpr = triton.next_power_of_2(TW)
-    USED: tl.constexpr = TW + (KERNEL[1] - 1 if TILES > 1 else 0)
+    USED: tl.constexpr = TW + (KERNEL[2] - 1 if TILES > 1 else 0)
     COUNT: tl.constexpr = sum_count(KERNEL, STRIDE, PADS)
-    TAPS: tl.constexpr = KERNEL[0] * KERNEL[1]
+    HEIGHT: tl.constexpr = KERNEL[1]
+    STEP: tl.constexpr = STRIDE[0]
+    TAPS: tl.constexpr = HEIGHT * KERNEL[2]
     xn, xc, xh = xn.to(tl.int64) * ALIGN, xc.to(tl.int64) * ALIGN, xh.to(tl.int64) * ALIGN
 
     part, channel = own_place(channels)
@@ -169,14 +172,14 @@ def lags_kernel(
 
         zero = tl.zeros([BM], tl.float32)
         totals, least = (zero,) * COUNT, tl.full([BM], 0xFFFFFFFF, tl.uint32)
-        rows = ((zero,) * USED,) * KERNEL[0]  # the newest first
-        for r0 in range(0, height, STRIDE[0]):
-            for turn in tl.static_range(STRIDE[0]):
+        rows = ((zero,) * USED,) * HEIGHT  # the newest first
+        for r0 in range(0, height, STEP):
+            for turn in tl.static_range(STEP):
                 r = r0 + turn
                 newest = columns(tl.abs(row.to(tl.float32)), BM, LOAD)
                 if USED > LOAD:
                     newest = newest + columns(tl.abs(halo.to(tl.float32)), BM, 2)
-                rows = (newest[:USED],) + rows[: KERNEL[0] - 1]
+                rows = (newest[:USED],) + rows[: HEIGHT - 1]
                 at += xh  # fetched while this row is used
                 row = tl.load(at, inside & (r + 1 < height), 0.0)
                 if USED > LOAD:
@@ -187,7 +190,7 @@ def lags_kernel(
                         least = small(newest[column], least)
                 updated = ()
                 for i in tl.static_range(COUNT):
-                    if row_class(sum_at(KERNEL, STRIDE, PADS, i), STRIDE[0]) == turn:
+                    if row_class(sum_at(KERNEL, STRIDE, PADS, i), STEP) == turn:
                         row_sum = window_sum(rows, sum_at(KERNEL, STRIDE, PADS, i), tile == 0, tile == TILES - 1, r, height,
                                              KERNEL, STRIDE, PADS, WIDTH, TW, TILES)  # fmt: skip
                         updated = updated + (totals[i] + row_sum,)
@@ -208,7 +211,7 @@ def lags_kernel(
         g = tl.sum(joined(features, FP).reshape(BN, TILES, FP), 1)
         has_small = tl.max((least < SMALL_BITS - 1).to(tl.int32).reshape(BN, TILES), 1) > 0
         bad |= add_norms(g, most, has_small, kernels, wj, 0, wh, ww, own_sums, begin > part * chunk, filters,
-                         (1, KERNEL[0], KERNEL[1]), FP, BJ, PRECISION)  # fmt: skip
+                         KERNEL, FP, BJ, PRECISION)  # fmt: skip
     tl.store(flags + program, bad)
 
 
@@ -220,13 +223,9 @@ def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor, f
     align = 1
     if call.x_strides["xw"] == 1:
         align = plan.vector(call.acts, (*strides.values(), tiles.width, call.size[2]))
-    pads = [
-        (before, (out - 1) * stride + kernel - size - before)
-        for size, kernel, stride, out, (before, _) in zip(
-            call.size, call.kernel, plan.three(call.geometry.stride, 1), call.out, plan.three(call.geometry.padding, (0, 0))
-        )
-    ]
-    taps = call.geometry.taps
+    stride, taps = plan.three(call.geometry.stride, 1), call.geometry.taps
+    before = [pads[0] for pads in plan.three(call.geometry.padding, (0, 0))]
+    after = [(out - 1) * t + k - size - p for out, t, k, size, p in zip(call.out, stride, call.kernel, call.size, before)]
     samples = plan.samples_at_once(call.samples, tiles.count, blocks)
     arguments = {
         "x": call.acts, "weight": call.weight, "sums": sums, "flags": flags,
@@ -234,9 +233,9 @@ def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor, f
         "filters": call.filters, "per_group": call.per_group,
         **{name: stride // align for name, stride in strides.items()}, "xw": call.x_strides["xw"],
         **{name: stride for name, stride in call.weight_strides.items() if name != "wd"},
-        "KERNEL": call.kernel[1:], "STRIDE": plan.three(call.geometry.stride, 1)[1:], "PADS": (*pads[1], *pads[2]),
+        "KERNEL": call.kernel, "STRIDE": stride[1:], "PADS": (before[1], after[1], before[2], after[2]),
         "WIDTH": call.size[2], "TW": tiles.width, "TILES": tiles.count, "ALIGN": align, "BN": samples,
-        "FP": max(16, plan.power_of_two(taps * (taps + 1) // 2)), "BJ": max(blocks.filters, samples * tiles.count // TP.value),
-        "PRECISION": blocks.precision,
+        "FP": max(16, plan.power_of_two(taps * (taps + 1) // 2)),
+        "BJ": plan.filters_at_once(samples * tiles.count, blocks), "PRECISION": blocks.precision,
     }  # fmt: skip
     return Launch(lags_kernel, chunks.count * call.channels, arguments, max(1, samples * tiles.count // target.warp))

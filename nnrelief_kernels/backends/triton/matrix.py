@@ -24,9 +24,12 @@ def matrix_kernel(
     samples, chunk, channels, filters, per_group, positions, height_out, width_out, depth, height, width,
     xn, xc, xd, xh, xw, wj, wi, wd, wh, ww,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr, MODE: tl.constexpr,
-    TP: tl.constexpr, BL: tl.constexpr, BJ: tl.constexpr, PRECISION: tl.constexpr,
+    TP: tl.constexpr, BL: tl.constexpr, BJ: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """sums [chunks, channels, filters] and flags [chunks, channels] from x [samples, channels, depth, height, width]."""
+    """sums [chunks, channels, filters] and flags [chunks, channels] from x [samples, channels, depth, height, width].
+
+    EXACT: a precision of products that takes a float16 or bfloat16 as it is.
+    """
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
     part, channel = own_place(channels)
     program = part * channels + channel
@@ -48,7 +51,7 @@ def matrix_kernel(
                 inside = inside & (output < positions)[None, :] & (tap < TAPS)[:, None]
                 u = tl.abs(tl.load(map_n + at, inside, 0.0).to(tl.float32))  # [TP, BL]
                 least = small(u, least)
-                inner = product(u, tl.trans(u), inner, PRECISION)
+                inner = product(u, tl.trans(u), inner, EXACT if x.dtype.element_ty.primitive_bitwidth == 16 else PRECISION)
             g += inner
         bad |= tl.max(tl.max((~(g < LARGEST)).to(tl.int32), 1), 0)
         has_small = tl.min(tl.min(least, 1), 0) < SMALL_BITS - 1
@@ -68,12 +71,13 @@ def matrix_kernel(
 
 def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor, flags: Tensor) -> Launch:
     """sums float64 [chunks, channels, filters], flags int32 [chunks, channels]."""
-    taps = plan.power_of_two(call.geometry.taps)
+    blocks, taps = plan.blocks(target), plan.power_of_two(call.geometry.taps)
     arguments = {
         "x": call.acts, "weight": call.weight, "sums": sums, "flags": flags,
         "samples": call.samples, "chunk": chunks.size, "channels": call.channels,
         "filters": call.filters, "per_group": call.per_group,
         **call.sizes, **call.x_strides, **call.weight_strides, **call.constants,
-        "TP": taps, "BL": 32, "BJ": 16, "PRECISION": plan.blocks(target).precision,
+        "TP": taps, "BL": blocks.outputs if taps == 64 else 32, "BJ": 16, "PRECISION": blocks.precision,
+        "EXACT": "tf32" if blocks.precision == "tf32x3" else blocks.precision,
     }  # fmt: skip
     return Launch(matrix_kernel, chunks.count * call.channels, arguments)

@@ -38,17 +38,20 @@ class Blocks:
 
     threads: int  # of a program of lags.py and gram.py; each holds one map, or one tile of it
     columns: int  # of a tile of lags.py: a thread keeps three rows of it
-    filters: int  # of one step of phase 2
+    filters: int  # of one step of phase 2, where all threads take part
+    outputs: int  # of one step of matrix.py with 64 rows of kernel elements
     precision: str  # of the products with the weight features
 
 
 def blocks(target: Target) -> Blocks:
     """The table. Chips with tf32 units take three tf32 products for a float32 one; CDNA has float32 matrix units."""
     if target.backend == "hip":
-        return Blocks(threads=128, columns=32, filters=16, precision="ieee")
+        return Blocks(threads=128, columns=32, filters=16, outputs=32, precision="ieee")
     if target.arch == 100:  # its tensor memory takes 64 rows and more from 4 warps, and the moves there would spill
-        return Blocks(threads=64, columns=16, filters=8, precision="tf32x3")
-    return Blocks(threads=128, columns=32 if target.arch == 90 else 16, filters=8, precision="tf32x3")
+        return Blocks(threads=64, columns=16, filters=8, outputs=32, precision="tf32x3")
+    if target.arch == 90:  # 233 KB of shared memory and asynchronous products: larger tiles keep within the registers
+        return Blocks(threads=128, columns=32, filters=16, outputs=32, precision="tf32x3")
+    return Blocks(threads=128, columns=16, filters=8, outputs=16, precision="tf32x3")
 
 
 @functools.cache
@@ -144,8 +147,14 @@ def vector(x: Tensor, strides: tuple[int, ...]) -> int:
 
 
 def samples_at_once(samples: int, lanes: int, blocks: Blocks) -> int:
-    """Samples of one program's tile where a map takes `lanes` threads: as many as there are threads for, 16 at least."""
-    return min(max(16, blocks.threads // lanes), max(16, power_of_two(samples)))
+    """Samples of one program's tile where a map takes `lanes` threads: as many as there are, for at most all threads and at
+    least 64 of them (what one warp alone has to hold spills) and the 16 rows of a product."""
+    return max(16, 64 // lanes, min(blocks.threads // lanes, power_of_two(samples)))
+
+
+def filters_at_once(threads: int, blocks: Blocks) -> int:
+    """Filters of one step of phase 2 in a program of `threads`: their 16-row tile needs an element for every thread."""
+    return max(8, blocks.filters * min(threads, blocks.threads) // blocks.threads, threads // 16)
 
 
 def sample_block(path: str, samples: int, geometry: ConvGeometry, blocks: Blocks) -> int:

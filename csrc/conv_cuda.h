@@ -1,0 +1,78 @@
+// The CUDA kernels as the host queues them on a stream (a cudaStream_t), and how a call is cut into blocks.
+#pragma once
+
+#include <algorithm>
+
+#include "conv.h"
+
+namespace nnrelief {
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The samples, or rows, cut into parts: each leaves sums of its own, added in order afterwards.
+struct Parts {
+  int64_t count, size;
+};
+
+// Parts of whole blocks, so many that `programs` per part fill a chip and `bytes` per part stay few.
+inline Parts cut(int64_t samples, int64_t block, int64_t programs, int64_t bytes) {
+  constexpr int64_t kPrograms = 2048, kPartialBytes = 8 << 20;
+  const int64_t most = std::max<int64_t>(1, std::min(ceil_div(kPrograms, programs), kPartialBytes / bytes));
+  const int64_t size = ceil_div(ceil_div(samples, block), most) * block;
+  return {ceil_div(samples, size), size};
+}
+
+struct CudaPlan {
+  Path path;        // norms, lags, gram, or direct: feature maps in float64
+  int64_t samples;  // whose features a block holds at once
+  int64_t box[3];   // of gram: outputs of a tile
+  int64_t extent[3];
+  int64_t staged;   // of gram: samples whose tile is in shared memory at once
+  int64_t columns;  // of lags: neighbouring columns of one thread
+  Parts parts;
+};
+
+CudaPlan plan_cuda(const Conv& c);
+
+// What phase 1 and 2 leave of each part: sums[part][channel][filter], and where a flag is up float32 was not enough.
+struct Partial {
+  double* sums;
+  int32_t* flags;  // [part][channel]
+};
+
+void queue_lags(const Conv& c, const CudaPlan& p, Partial partial, void* stream);
+void queue_gram(const Conv& c, const CudaPlan& p, Partial partial, void* stream);
+
+// out[filter][channel of the group] = the sum of all parts; parts whose flag is up, and everything where
+// `partial.sums` is null, are scored from their feature maps in float64. `first`: the channel of the layer that channel
+// 0 of the activations is.
+void queue_finish(const Conv& c, const CudaPlan& p, Partial partial, int64_t first, int64_t channels, bool wide,
+                  void* out, void* stream);
+
+// norms[part][channel] = sum over the part's samples of ||x||.
+void queue_norms(const Conv& c, Parts parts, double* norms, void* stream);
+
+// A matrix of |x| whose columns are the pixels of maps: column i = ((ch * size[0] + d) * size[1] + h) * size[2] + w.
+struct Columns {
+  const void* x;
+  Dtype type;
+  int64_t rows, row_stride, channels, channel_stride, size[3], stride[3];
+
+  HOST_DEVICE int64_t count() const { return channels * size[0] * size[1] * size[2]; }
+};
+
+// sums[part][column] = sum over the part's rows of |x|.
+void queue_column_sums(const Columns& columns, Parts parts, double* sums, void* stream);
+
+// total[i] = sums[0][i] + sums[1][i] + ...
+void queue_add(const double* sums, int64_t parts, int64_t count, double* total, void* stream);
+
+// out[j][i] = |w_ji| factors[j / filters * columns + i].
+struct Matrix {
+  const void* w;
+  Dtype type;
+  int64_t rows, columns, row_stride, column_stride;
+};
+void queue_scale(const Matrix& weight, int64_t filters, const double* factors, bool wide, void* out, void* stream);
+
+}  // namespace nnrelief

@@ -1,0 +1,191 @@
+// Phase 2, device code: from the features of a block's samples to the sums of their norms. The squared norm of a
+// feature map is a quadratic form, || |K_ij| * |x_ni| ||² = v'G v with v = vec|K_ij|; G's triangle lies in shared
+// memory, doubled off the diagonal, two samples to one load, and serves kPerThread filters of a thread.
+//
+// Range. v is divided by the power of two at or below its peak; G is as it came, since |x| is read once. What float32
+// may have lost is found afterwards. Squares of |x| >= 2^-30 and their products with squares of v >= 2^-25 of its peak
+// are normal numbers. Where a map or a kernel holds something smaller, what vanished is below 2^-100, so a norm is
+// trusted whose square is above 2^-80 (times the largest feature, if that is above 1). Features must stay below 2^100.
+// A block with a norm that fails, as one with NaN or Inf does, raises its flag, and finish_cuda.cu scores its maps in
+// float64.
+#pragma once
+
+#include "magnitude.h"
+
+namespace nnrelief {
+
+constexpr int kPerThread = 4;               // filters of a thread
+constexpr int kSamples = 32;                // whose features a block holds, where kernels lie in registers
+constexpr uint32_t kSmallBits = 97u << 23;  // of 2^-30
+constexpr float kSmallWeight = 0x1p-25f, kLargest = 0x1p100f, kLeast = 0x1p-80f;
+
+// Which squares of a kernel's norms are trusted: all, those above a floor where the map holds something small, or those
+// above the least.
+enum class Trust : unsigned char { any, floor, least };
+
+// Shared memory of a block that holds the features of `samples` samples, a multiple of 2.
+struct Features {
+  int taps, count, samples;
+  float* g;         // [count][samples]
+  uint32_t* most;   // [samples], bits of the largest feature
+  uint32_t* small;  // [samples], whether a map holds 0 < |x| < 2^-30
+  float* least;     // [samples], the least square to trust
+  float* floor;     // [samples], the same where the map holds something small, else 0
+  float* sums;      // [kThreads * kPerThread]
+  int step;         // filters at once
+  double* scale;    // [step], what a kernel was divided by
+  float* kernels;   // [taps][step]
+  int32_t* tap;     // [taps], where a kernel's element lies in the weight
+  Trust* trust;     // [step]
+  char* behind;
+
+  HOST_DEVICE Features(const Conv& c, int taps, int samples, char* memory)
+      : taps(taps), count(taps * (taps + 1) / 2), samples(samples), step(16 * kPerThread) {
+    while (step < kThreads * kPerThread && step < c.filters && 2 * step * taps <= kThreads * kPerThread * 9) step *= 2;
+    g = reinterpret_cast<float*>(memory);
+    most = reinterpret_cast<uint32_t*>(g + count * samples);
+    small = most + samples;
+    least = reinterpret_cast<float*>(small + samples);
+    floor = least + samples;
+    sums = floor + samples;
+    tap = reinterpret_cast<int32_t*>(sums + kThreads * kPerThread);
+    scale = reinterpret_cast<double*>(tap + (taps + 1) / 2 * 2);
+    kernels = reinterpret_cast<float*>(scale + step);
+    trust = reinterpret_cast<Trust*>(kernels + taps * step);
+    behind = reinterpret_cast<char*>(trust + step);  // a multiple of 8
+  }
+
+  HOST_DEVICE static int pair(int taps, int a, int b) { return a * taps - a * (a - 1) / 2 + b - a; }
+
+  __device__ void start(const Conv& c) const {
+    for (int t = threadIdx.x; t < taps; t += kThreads) tap[t] = Place(t, c.kernel).offset(c.weight_x);
+  }
+  __device__ void clear() const {
+    for (int i = threadIdx.x; i < samples; i += kThreads) most[i] = small[i] = 0;
+  }
+  // Once all features are there: what to trust. True where one is out of range.
+  __device__ bool judge() const {
+    bool bad = false;
+    for (int i = threadIdx.x; i < samples; i += kThreads) {
+      const float largest = __uint_as_float(most[i]);
+      bad = bad || !(largest < kLargest);
+      least[i] = kLeast * (largest > 1 ? largest : 1);
+      floor[i] = small[i] ? least[i] : 0;
+    }
+    return bad;
+  }
+};
+
+// The running least of x > 0, as float32 bits less 1: 0 becomes the largest of them. `low` starts at 2^32 - 1.
+__device__ __forceinline__ uint32_t lower(float x, uint32_t low) {
+  const uint32_t bits = __float_as_uint(x) - 1;
+  return bits < low ? bits : low;
+}
+
+// Kernels first, first + 1 ... of the channel whose first kernel starts at `weight`, side by side, each over the power
+// of two at or below its peak.
+__device__ __forceinline__ void load_kernels(const Conv& c, const Features& f, int64_t weight, int first) {
+  for (int i = threadIdx.x; i < f.step; i += kThreads) {
+    const bool used = first + i < c.filters;
+    const int64_t at = weight + (used ? first + i : 0) * c.weight_j;
+    float peak = 0, low = 0x1p127f;
+#pragma unroll 1
+    for (int t = 0; t < f.taps; ++t) {
+      const float v = used ? magnitude_at<float>(c.weight, c.weight_type, at + f.tap[t]) : 0;
+      peak = v > peak ? v : peak;
+      low = v > 0 && v < low ? v : low;
+      f.kernels[t * f.step + i] = v;
+    }
+    const uint32_t found = __float_as_uint(peak) >> 23, exponent = found < 1 ? 1 : found > 253 ? 253 : found;
+    const float inverse = __uint_as_float((254 - exponent) << 23);
+    f.scale[i] = __longlong_as_double(static_cast<int64_t>(exponent + 1023 - 127) << 52);
+    f.trust[i] = !(peak > 0) ? Trust::any : low * inverse < kSmallWeight ? Trust::least : Trust::floor;
+#pragma unroll 1
+    for (int t = 0; t < f.taps; ++t) f.kernels[t * f.step + i] *= inverse;
+  }
+}
+
+// sums[block][j] = (again ? what it is : 0) + sum over the samples of || |K_j| * |x| ||, for all filters j of the
+// channel whose first kernel starts at `weight`. True where a norm cannot be trusted. TAPS: 9, whose kernels lie in
+// registers, or 0.
+template <int TAPS>
+__device__ __forceinline__ bool add_norms(const Conv& c, const Features& f, int64_t weight, bool again, double* sums) {
+  constexpr int J = kPerThread;
+  const int lanes = f.step / J, lane = threadIdx.x % lanes, slot = threadIdx.x / lanes;
+  const int slots = kThreads / lanes, step = f.step, pairs = (TAPS > 0 ? kSamples : f.samples) / 2;
+  const float2* g = reinterpret_cast<const float2*>(f.g);
+  bool bad = false;
+  for (int first = 0; first < static_cast<int>(c.filters); first += step) {
+    load_kernels(c, f, weight, first);
+    __syncthreads();
+    float v[J][TAPS > 0 ? TAPS : 1];
+#pragma unroll
+    for (int i = 0; i < J; ++i)
+#pragma unroll
+      for (int t = 0; t < TAPS; ++t) v[i][t] = f.kernels[t * step + i * lanes + lane];
+
+    float sum[J] = {};
+#pragma unroll 1
+    for (int n = slot; n < pairs; n += slots) {
+      float2 q[J] = {};
+      const auto add = [](float2 x, float y, float2& z) {
+        z.x += x.x * y;
+        z.y += x.y * y;
+      };
+      if constexpr (TAPS > 0) {
+#pragma unroll
+        for (int a = 0; a < TAPS; ++a) {
+          float2 row[J] = {};
+#pragma unroll
+          for (int b = a; b < TAPS; ++b) {
+            const float2 x = g[Features::pair(TAPS, a, b) * pairs + n];
+#pragma unroll
+            for (int i = 0; i < J; ++i) add(x, v[i][b], row[i]);
+          }
+#pragma unroll
+          for (int i = 0; i < J; ++i) add(row[i], v[i][a], q[i]);
+        }
+      } else {
+        const float2* x = g + n;
+#pragma unroll 1
+        for (int a = 0; a < f.taps; ++a) {
+          float2 row[J] = {};
+#pragma unroll 1
+          for (int b = a; b < f.taps; ++b, x += pairs) {
+#pragma unroll
+            for (int i = 0; i < J; ++i) add(*x, f.kernels[b * step + i * lanes + lane], row[i]);
+          }
+#pragma unroll
+          for (int i = 0; i < J; ++i) add(row[i], f.kernels[a * step + i * lanes + lane], q[i]);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < J; ++i) {
+        const Trust trust = f.trust[i * lanes + lane];
+        float2 low = {};
+        if (trust != Trust::any) low = reinterpret_cast<const float2*>(trust == Trust::least ? f.least : f.floor)[n];
+        bad = bad || !(q[i].x >= low.x) || !(q[i].y >= low.y);
+        sum[i] += root(q[i].x) + root(q[i].y);
+      }
+    }
+    if (slots > 1) {
+#pragma unroll
+      for (int i = 0; i < J; ++i) f.sums[(slot * J + i) * lanes + lane] = sum[i];
+      __syncthreads();
+    }
+    if (slot == 0) {
+#pragma unroll
+      for (int i = 0; i < J; ++i) {
+        const int j = first + i * lanes + lane;
+#pragma unroll 1
+        for (int s = 1; s < slots; ++s) sum[i] += f.sums[(s * J + i) * lanes + lane];
+        double* out = sums + blockIdx.x * c.filters + j;
+        if (j < c.filters) *out = (again ? *out : 0) + sum[i] * f.scale[i * lanes + lane];
+      }
+    }
+    __syncthreads();
+  }
+  return bad;
+}
+
+}  // namespace nnrelief

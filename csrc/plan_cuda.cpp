@@ -1,0 +1,91 @@
+// Which CUDA kernels a convolution takes, and in what blocks: by shapes, strides and types alone.
+//
+//   norms   1x1 kernels: |w_ij| * sum_n ||x_ni||, read where the maps lie
+//   lags    3x3 and 5x5 kernels with stride and dilation 1 on zero-padded maps: a product sum per lag
+//   gram    every pair of taps, from tiles in shared memory
+//   direct  the feature maps themselves, in float64: float64 inputs, the one summed map of "norm_of_mean" and "l1", and
+//           kernels whose Gram matrices or tiles are too large for shared memory
+#include "conv_cuda.h"
+
+namespace nnrelief {
+namespace {
+
+constexpr int64_t kMostTaps = 64;
+constexpr int64_t kFeatureBytes = 20 << 10;  // of a block's samples
+constexpr int64_t kTilePixels = 2560;        // of float32 in shared memory
+constexpr int64_t kOutputs = 128;            // of one float32 sum
+constexpr int64_t kThreads = 128, kSamples = 32;
+
+bool norms_serve(const Conv& c) {
+  return c.taps() == 1 && c.before[0] + c.before[1] + c.before[2] == 0 && c.positions() == c.pixels();
+}
+
+// Neighbouring columns of one thread, 0 where lags do not serve.
+int64_t lag_columns(const Conv& c) {
+  const int64_t k = c.kernel[1], width = c.size[2];
+  if (c.kernel[0] != 1 || c.size[0] != 1 || c.out[0] != 1 || c.kernel[2] != k || (k != 3 && k != 5)) return 0;
+  for (int d = 1; d < 3; ++d)
+    if (c.stride[d] > 1 || c.dilation[d] > 1) return 0;
+  if (c.padding != Padding::zeros &&
+      (c.out[1] > c.size[1] - k + 1 || c.out[2] > c.size[2] - k + 1 || c.before[1] || c.before[2]))
+    return 0;
+  if (k == 5) return width <= 64 ? 2 : 0;
+  return width <= 8 ? 2 : width <= 128 ? 4 : width <= 256 ? 8 : 0;
+}
+
+// Samples whose features a block holds.
+int64_t block_samples(int64_t taps) {
+  if (taps == 9) return kSamples;
+  int64_t samples = kSamples;
+  while (samples > 4 && samples * taps * (taps + 1) / 2 * 4 > kFeatureBytes) samples /= 2;
+  return samples;
+}
+
+// A tile of outputs whose inputs fit, as many samples' as fit, and sums short enough; false where none does.
+bool choose_tile(const Conv& c, CudaPlan& p) {
+  const int64_t groups = (c.taps() + 2) / 3, pairs = groups * (groups + 1) / 2;
+  const auto pixels = [&] {
+    for (int d = 0; d < 3; ++d) p.extent[d] = c.span(d, p.box[d]);
+    return p.extent[0] * p.extent[1] * p.extent[2];
+  };
+  const auto slots = [&] { return std::max<int64_t>(1, kThreads / (pairs * p.staged)); };
+  p.staged = 1;
+  p.box[0] = 1;
+  p.box[1] = c.out[1];
+  p.box[2] = c.out[2];
+  while (pixels() > kTilePixels || p.box[1] * p.box[2] > kOutputs * slots()) {
+    if (p.box[1] == 1 && p.box[2] == 1) return false;
+    const int d = p.box[1] > 1 ? 1 : 2;
+    p.box[d] = (p.box[d] + 1) / 2;
+  }
+  while (2 * p.staged <= p.samples && 2 * p.staged * pairs <= kThreads && 2 * p.staged * pixels() <= kTilePixels &&
+         p.box[1] * p.box[2] * 2 * p.staged * pairs <= kOutputs * kThreads)
+    p.staged *= 2;
+  return true;
+}
+
+}  // namespace
+
+CudaPlan plan_cuda(const Conv& c) {
+  CudaPlan p{};
+  p.parts = {1, c.samples};
+  p.path = Path::direct;
+  if (c.variant != Variant::paper || c.acts_type == Dtype::f64 || c.weight_type == Dtype::f64) return p;
+  if (norms_serve(c)) {
+    p.path = Path::norms;
+    p.parts = cut(c.samples, 1, c.channels, 8 * c.channels);
+    return p;
+  }
+  p.samples = block_samples(c.taps());
+  p.columns = lag_columns(c);
+  if (p.columns > 0)
+    p.path = Path::lags;
+  else if (c.taps() <= kMostTaps && choose_tile(c, p))
+    p.path = Path::gram;
+  else
+    return p;
+  p.parts = cut(c.samples, p.samples, c.channels, 8 * c.channels * c.filters);
+  return p;
+}
+
+}  // namespace nnrelief

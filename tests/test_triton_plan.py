@@ -1,0 +1,55 @@
+"""What the Triton backend decides on the host: which calls it takes, and how many kernels a network compiles."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from nnrelief_kernels import backends
+from nnrelief_kernels.backends.triton import plan
+from nnrelief_kernels.geometry import conv_geometry
+
+
+def refusals(device, monkeypatch):
+    """Why Triton and PyTorch would not score a 3x3 convolution of tensors that hold nothing, were there a device."""
+    monkeypatch.setattr(plan, "current_target", lambda index: plan.Target("cuda", 90, 32))
+    geometry = conv_geometry((28, 28), (3, 3))
+    with FakeTensorMode():
+        weight, acts = torch.empty(4, 2, 3, 3, device=device), torch.empty(5, 2, 28, 28, device=device)
+        names = ("triton", "torch")
+        return {name: backends.get(name).refuses_conv(weight, acts, geometry, "paper") for name in names}
+
+
+def test_cuda_tensors_go_to_triton_first(monkeypatch):
+    assert backends.ORDER[0] == "triton"
+    assert refusals("cuda", monkeypatch) == {"triton": None, "torch": None}
+
+
+def test_cpu_tensors_do_not(monkeypatch):
+    assert "it serves cuda devices" in refusals("cpu", monkeypatch)["triton"]
+
+
+def test_a_resnet50_compiles_few_kernels():
+    """At about 0.7 s each (`make aot-report` measures it), its first pass stays below 20 s."""
+    aot = pytest.importorskip("benchmarks.aot", exc_type=ImportError)
+    target = plan.Target("cuda", 90, 32)
+    layers = [*aot.cases("resnet50", ["float32"]), aot.Case("fc", aot.Layer("fc", (1000, 2048)), 256, "float32")]
+    assert len({aot.identity(launch, target) for case in layers for launch in aot.launches(case, target)}) <= 24
+
+
+def test_tiles_of_a_map_hold_all_its_columns():
+    for width in range(1, plan.LAG_SIZE + 1):
+        for stride in (1, 2):
+            geometry = conv_geometry((9, width), (3, 3), stride, 1)
+            for arch in (80, 90):
+                blocks = plan.blocks(plan.Target("cuda", arch, 32))
+                tiles = plan.lag_tiles(geometry, blocks)
+                assert tiles.width * tiles.count >= width
+                assert tiles.width % stride == 0 or tiles.count == 1
+                if plan.lags_serve(geometry, blocks):
+                    assert (tiles.count - 1) * tiles.width < width
+
+
+def test_info_names_the_version_of_triton():
+    triton = pytest.importorskip("triton")
+    backend = backends.get("triton")
+    assert f"triton {triton.__version__}" in (backend.unavailable() or backend.describe())
