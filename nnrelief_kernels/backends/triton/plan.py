@@ -49,9 +49,17 @@ def blocks(target: Target) -> Blocks:
         return Blocks(threads=128, columns=32, filters=16, outputs=32, precision="ieee")
     if target.arch == 100:  # its tensor memory takes 64 rows and more from 4 warps, and the moves there would spill
         return Blocks(threads=64, columns=16, filters=8, outputs=32, precision="tf32x3")
-    if target.arch == 90:  # 233 KB of shared memory and asynchronous products: larger tiles keep within the registers
+    if target.arch == 90 and triton_version() >= (3, 8):  # older ones would spill
         return Blocks(threads=128, columns=32, filters=16, outputs=32, precision="tf32x3")
     return Blocks(threads=128, columns=16, filters=8, outputs=16, precision="tf32x3")
+
+
+@functools.cache
+def triton_version() -> tuple[int, ...]:
+    """Major and minor."""
+    import triton
+
+    return tuple(map(int, triton.__version__.split(".")[:2]))
 
 
 @functools.cache
