@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kThreads) norms(Conv c, Parts parts, int lanes
 
 // Channels that are neighbours in memory: a thread per channel, so that a warp reads whole lines.
 template <class S>
-__global__ void __launch_bounds__(kThreads) neighbour_norms(Conv c, Parts parts, double* sums) {
+__global__ void __launch_bounds__(kThreads, 8) neighbour_norms(Conv c, Parts parts, double* sums) {
   __shared__ double memory[kThreads];
   const Block block((c.channels + 31) / 32);
   const int64_t ch = block.index * 32 + threadIdx.x % 32, end = part_end(parts, block.part, c.samples);

@@ -33,6 +33,7 @@ def _load(folder: Path) -> str | None:
         ops: Any = torch.ops  # load_library carries no types
         ops.load_library(library)
         torch.ops.nnrelief.level()
-    except (OSError, RuntimeError) as error:
+        torch.ops.nnrelief.cuda_architectures()
+    except (OSError, RuntimeError, AttributeError) as error:  # the last: of another version
         return f"the compiled extension {library} failed to load: {str(error).splitlines()[0]}"
     return None
