@@ -1,4 +1,5 @@
-# `make demo` and `make test` need only python3 (>= 3.10), make and pip's index; a C++ compiler makes the CPU backend.
+# `make demo` and `make test` need only python3 (>= 3.10), make and pip's index; a C++ compiler makes the CPU backend, nvcc
+# the CUDA backend.
 PYTHON ?= python3
 TORCH ?= torch
 VENV := .venv
@@ -6,6 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 TRITON_OLDEST := .triton36
 OUT ?= benchmarks/results/$(shell $(PYTHON) -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-"))')
+GPU_BASELINES := naive,compiled,gram,cuda,forward,floor
 DOCTESTS := $(addprefix nnrelief_kernels/,scoring.py selection.py magnitude.py integrations/continual.py)
 
 .PHONY: demo test test-integrations bench sanitize aot-report gpu lint format clean
@@ -46,19 +48,19 @@ aot-report: $(STAMP)
 gpu:
 	$(PYTHON) setup.py build_ext --inplace
 	$(PYTHON) -m pytest -m gpu tests/gpu
-	$(PYTHON) -m benchmarks --device cuda --suite all --dtype float32 --out $(OUT)/float32
-	$(PYTHON) -m benchmarks --device cuda --suite all --dtype bfloat16 --out $(OUT)/bfloat16
+	$(PYTHON) -m benchmarks --device cuda --suite all --dtype float32 --baselines $(GPU_BASELINES) --out $(OUT)/float32
+	$(PYTHON) -m benchmarks --device cuda --suite all --dtype bfloat16 --baselines $(GPU_BASELINES) --out $(OUT)/bfloat16
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror csrc/*.cpp csrc/*.h
+	$(BIN)/clang-format --dry-run -Werror csrc/*.cpp csrc/*.cu csrc/*.h tests/emulator/*.cpp tests/emulator/*.h
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*.cpp csrc/*.h
+	$(BIN)/clang-format -i csrc/*.cpp csrc/*.cu csrc/*.h tests/emulator/*.cpp tests/emulator/*.h
 
 # TORCH picks another torch for a new environment, e.g. `make test TORCH=torch==2.13.0`.
 $(STAMP): pyproject.toml setup.py $(wildcard csrc/*)

@@ -47,7 +47,11 @@ def find_nvcc() -> Path | None:
     """In CUDA_HOME, CUDA_PATH, PATH or /usr/local/cuda; torch's own search finds none where torch has no CUDA."""
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     found = shutil.which("nvcc")
-    places = [*(Path(home, "bin", "nvcc") for home in homes), *([Path(found)] if found else []), Path("/usr/local/cuda/bin/nvcc")]
+    places = [
+        *(Path(home, "bin", "nvcc") for home in homes),
+        *([Path(found)] if found else []),
+        Path("/usr/local/cuda/bin/nvcc"),
+    ]
     return next((place for place in places if os.access(place, os.X_OK)), None)
 
 
@@ -134,7 +138,10 @@ def extension(mode: str) -> dict:
             def compile_beside(files, **options):
                 with ThreadPoolExecutor(os.cpu_count()) as pool:
                     kernels = [pool.submit(compile_cuda, source) for source in (sources("*.cu") if nvcc else [])]
-                    return compile_all(files, **options) + [kernel.result() for kernel in kernels]
+                    try:
+                        return compile_all(files, **options) + [kernel.result() for kernel in kernels]
+                    finally:
+                        pool.shutdown(cancel_futures=True)
 
             self.compiler.compile, self.compiler._compile = compile_beside, compile_with_level
             try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import multiprocessing
 import re
 import subprocess
 import sys
@@ -16,7 +17,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -225,47 +225,58 @@ def cases(name: str, dtypes: Iterable[str]) -> list[Case]:
     ]
 
 
-def configurations(dtypes: tuple[str, ...]) -> dict[str, tuple[str, Launch, plan.Target]]:
-    """Every specialisation that the suites and what is unlike them need, with the call that first needs it."""
-    wanted = [case for name in SUITES for case in cases(name, dtypes)]
+def every_case() -> list[Case]:
+    """The layers of all suites, and calls unlike them."""
+    found = [case for name in SUITES for case in cases(name, ("float32", "bfloat16"))]
     for layer, (dtype, samples) in itertools.product(CORNERS, (("float32", 1), ("bfloat16", 1000))):
-        wanted.append(Case(f"corner {layer.name} {dtype}, {samples} samples", layer, samples, dtype))
-    found: dict[str, tuple[str, Launch, plan.Target]] = {}
-    for case, target in itertools.product([*wanted, *OTHERS], chips()):
+        found.append(Case(f"corner {layer.name} {dtype}, {samples} samples", layer, samples, dtype))
+    return found + OTHERS
+
+
+@dataclass(frozen=True)
+class Specialisation:
+    """What the compiler makes a binary of, and the call that first needs it."""
+
+    label: str
+    launch: Launch
+    target: plan.Target
+
+
+def specialisations(wanted: Iterable[Case], targets: Iterable[plan.Target]) -> dict[str, Specialisation]:
+    """The different ones, by their identity."""
+    found: dict[str, Specialisation] = {}
+    for case, target in itertools.product(wanted, targets):
         for launch in launches(case, target):
-            found.setdefault(identity(launch, target), (case.label, launch, target))
+            found.setdefault(identity(launch, target), Specialisation(case.label, launch, target))
     return found
 
 
-known_configurations = cache(configurations)
+def compile_all(wanted: dict[str, Specialisation], jobs: int | None) -> dict[str, Binary]:
+    """In so many processes (by default one for every core), forked because a launch cannot be sent to another process."""
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(jobs, mp_context=fork, initializer=_SHARED.update, initargs=(wanted,)) as pool:
+        return dict(zip(wanted, pool.map(_compile, wanted)))
 
 
-def _work(job: tuple[str, tuple[str, ...]]) -> Binary:
-    """Compiles one of `configurations`; a launch itself cannot be sent to another process."""
-    key, dtypes = job
-    _, launch, target = known_configurations(dtypes)[key]
-    return compiled(launch, target)
+_SHARED: dict[str, Specialisation] = {}
 
 
-def compile_all(dtypes: tuple[str, ...], jobs: int | None) -> dict[str, Binary]:
-    """`configurations`, compiled by so many processes (by default one for every core)."""
-    keys = list(known_configurations(dtypes))
-    with ProcessPoolExecutor(jobs) as pool:
-        return dict(zip(keys, pool.map(_work, [(key, dtypes) for key in keys])))
+def _compile(key: str) -> Binary:
+    return compiled(_SHARED[key].launch, _SHARED[key].target)
 
 
 def main() -> int:
     """1 where a binary is not acceptable; the lines say which and why."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, help="processes (default: one for every core)")
-    dtypes = ("float32", "bfloat16")
-    print(f"triton {triton.__version__}: {len(known_configurations(dtypes))} binaries")
+    wanted = specialisations(every_case(), chips())
+    print(f"triton {triton.__version__}: {len(wanted)} binaries")
     failures = 0
-    for key, binary in compile_all(dtypes, parser.parse_args().jobs).items():
-        label, launch, target = known_configurations(dtypes)[key]
-        if why := check(binary, target):
+    for key, binary in compile_all(wanted, parser.parse_args().jobs).items():
+        found = wanted[key]
+        if why := check(binary, found.target):
             failures += 1
-            print(f"{launch.kernel.__name__} for {target.backend}:{target.arch} ({label}): {why}")
+            print(f"{found.launch.kernel.__name__} for {found.target.backend}:{found.target.arch} ({found.label}): {why}")
     return 1 if failures else 0
 
 

@@ -23,7 +23,6 @@ import triton
 
 from benchmarks.aot import (
     DTYPES,
-    SHARED,
     Binary,
     Case,
     Loop,
@@ -32,8 +31,8 @@ from benchmarks.aot import (
     compile_all,
     compiled,
     identity,
-    known_configurations,
     launches,
+    specialisations,
 )
 from benchmarks.suites import SUITES, Layer
 from nnrelief_kernels.backends.triton import plan
@@ -161,8 +160,6 @@ LAYER_COLUMNS = [
     "suite", "layer", "dtype", "kernel", "pixels", "warps", "registers", "shared bytes", "occupancy", "instructions / pixel",
     "loads", "multiply-adds", "dots", "floor us", "predicted us", "floor / predicted", "bound by",
 ]  # fmt: skip
-BINARY_COLUMNS = ["kernel", "chip", "first needed by", "tile", "warps", "registers", "spilled bytes", "shared bytes"]
-TILE = ("TW", "TILES", "BN", "LP", "BC", "BL", "TP", "BJ", "ORDER")
 
 
 def layer_row(name: str, case: Case, binaries: dict[str, Binary]) -> list[Any]:
@@ -186,31 +183,24 @@ def layer_row(name: str, case: Case, binaries: dict[str, Binary]) -> list[Any]:
 
 def first_call() -> tuple[int, float]:
     """Specialisations that all layers of ResNet-50 need in float32, and the seconds they take one process to compile."""
-    wanted: dict[str, Launch] = {}
-    for case in [*cases("resnet50", ["float32"]), Case("fc", Layer("fc", (1000, 2048)), 256, "float32")]:
-        wanted |= {identity(launch, SM_90): launch for launch in launches(case, SM_90)}
+    layers = [*cases("resnet50", ["float32"]), Case("fc", Layer("fc", (1000, 2048)), 256, "float32")]
+    wanted = specialisations(layers, [SM_90])
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, TRITON_CACHE_DIR=folder):
         start = time.perf_counter()
-        for launch in wanted.values():
-            compiled(launch, SM_90)
+        for found in wanted.values():
+            compiled(found.launch, SM_90)
         return len(wanted), time.perf_counter() - start
 
 
-def report(binaries: dict[str, Binary], dtypes: tuple[str, ...], out: Path) -> None:
-    """binaries.csv, layers.csv and report.md."""
-    rows = []
-    for key, (label, launch, target) in known_configurations(dtypes).items():
-        binary = binaries[key]
-        tile = " ".join(f"{k}={v}" for k, v in launch.arguments.items() if k in TILE)
-        chip = f"{target.backend}:{target.arch}"
-        row = [launch.kernel.__name__, chip, label, tile, launch.num_warps]
-        rows.append([*row, binary.registers, binary.spills, binary.shared])
-    layers = [layer_row(name, case, binaries) for name in SUITES for case in cases(name, dtypes)]
+def report(jobs: int | None, out: Path) -> None:
+    """layers.csv and report.md."""
+    layers = [(name, case) for name in SUITES for case in cases(name, AIM)]
+    binaries = compile_all(specialisations([case for _, case in layers], [SM_90]), jobs)
+    rows = [layer_row(name, case, binaries) for name, case in layers]
     out.mkdir(parents=True, exist_ok=True)
-    for name, header, body in (("binaries", BINARY_COLUMNS, rows), ("layers", LAYER_COLUMNS, layers)):
-        with open(out / f"{name}.csv", "w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([header, *body])
-    large = [row for row in layers if row[4] >= LARGE]
+    with open(out / "layers.csv", "w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([LAYER_COLUMNS, *rows])
+    large = [row for row in rows if row[4] >= LARGE]
     short = [row for row in large if not row[-2] >= AIM[row[2]]]
     count, seconds = first_call()
     lines = [
@@ -218,7 +208,7 @@ def report(binaries: dict[str, Binary], dtypes: tuple[str, ...], out: Path) -> N
         "",
         ASSUMPTIONS,
         "",
-        f"All {len(rows)} binaries for {len(SHARED)} chips are in binaries.csv: {sum(row[6] for row in rows)} bytes spilled.",
+        f"The suites need {len(binaries)} binaries on sm_90, with {sum(b.spills for b in binaries.values())} bytes of spills.",
         f"The first calls of ResNet-50's layers in float32 compile {count} kernels, here in {seconds:.1f} s by one process.",
         "",
         f"Of the {len(large)} rows with maps of 28x28 and more, {len(large) - len(short)} reach {AIM['float32']:.0%} of the "
@@ -228,7 +218,7 @@ def report(binaries: dict[str, Binary], dtypes: tuple[str, ...], out: Path) -> N
         "",
         "All layers, at the batch sizes of the suites on a GPU, with the figures of their first kernel:",
         "",
-        *_table([LAYER_COLUMNS, *map(_formatted, layers)]),
+        *_table([LAYER_COLUMNS, *map(_formatted, rows)]),
     ]
     (out / "report.md").write_text("\n".join(lines) + "\n")
 
@@ -249,8 +239,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, help="processes (default: one for every core)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the report")
     arguments = parser.parse_args()
-    dtypes = tuple(AIM)
-    report(compile_all(dtypes, arguments.jobs), dtypes, arguments.out)
+    report(arguments.jobs, arguments.out)
     return 0
 
 

@@ -42,6 +42,11 @@ def gram(layer: Layer, weight: Tensor, acts: Tensor) -> Tensor:
     return score(layer, weight, acts, "torch")
 
 
+def cuda(layer: Layer, weight: Tensor, acts: Tensor) -> Tensor:
+    """The CUDA kernels of the compiled extension, beside those of Triton; on CUDA tensors only."""
+    return score(layer, weight, acts, "cuda")
+
+
 def naive(layer: Layer, weight: Tensor, acts: Tensor) -> Tensor:
     """Every feature map is formed, in float32, by a grouped convolution; as many samples at once as `BUDGET` takes."""
     return _in_chunks(layer, weight, acts, _linear_chunk, _conv_chunk)
@@ -86,11 +91,12 @@ BASELINES: dict[str, Contender] = {
     "naive": naive,
     "compiled": compiled,
     "gram": gram,
+    "cuda": cuda,
     "forward": forward,
     "floor": floor,
     "loop": loop,
 }
-SCORING = ("naive", "compiled", "gram", "loop")
+SCORING = ("naive", "compiled", "gram", "cuda", "loop")
 """The baselines that compute what `score` does."""
 
 
@@ -100,7 +106,7 @@ def tolerance(name: str, layer: Layer, samples: int) -> float:
     float32 sums of non-negative terms in any order: a map value sums k², a squared norm L of their squares (its root
     halves the error), a score N norms; each sum of m terms is off by at most m roundings.
     """
-    if name not in SCORING or name == "gram":
+    if name not in SCORING or name in ("gram", "cuda"):
         return 1e-5
     return ROUNDING * (layer.geometry.taps + layer.geometry.positions / 2 + samples + 4)
 

@@ -16,12 +16,11 @@ from torch import Tensor, nn
 
 from nnrelief_kernels import certify, measure, prune
 from nnrelief_kernels.bounds import Certificate, LayerBounds
-from nnrelief_kernels.collect import Forward
+from nnrelief_kernels.collect import Forward, evaluating
 from nnrelief_kernels.files import atomic_write
 from nnrelief_kernels.masks import Masks
 from nnrelief_kernels.paper.data import Dataset, from_npz
 from nnrelief_kernels.paper.models import MODELS, load_published
-from nnrelief_kernels.paper.training import error
 from nnrelief_kernels.plots import new_figure, save
 from nnrelief_kernels.progress import progress
 
@@ -32,9 +31,10 @@ ALPHAS = ((0.95, 0.99), (0.99, 0.99))
 """(alpha_conv, alpha_fc)."""
 FC_ALPHA = 0.95
 """Of the last layer alone, as in Figure 11 of Dekhovich et al. 2024."""
-CERTIFIED = 500
+CERTIFIED = 250
 """Test images on which all layers are certified together; the last layer alone is on all of them."""
-BATCH = 250
+BATCH = 50
+"""So that a map of all its images stays in the cache of a core: twice as fast as 1000."""
 
 
 def main() -> int:
@@ -63,8 +63,8 @@ def run(arguments: argparse.Namespace) -> None:
     for name in arguments.network or WEIGHTS:
         model = load_published(MODELS[name](data.image, data.classes), arguments.weights / WEIGHTS[name])
         neurons = rows(name, last_layer(model, batches, data.x_test))
-        accuracy = 100 - error(model, data.x_test, data.y_test)
-        networks = [pruned_network(name, model, accuracy, a, data, batches) for a in progress(ALPHAS, name)]
+        before = accuracy(model, data)
+        networks = [pruned_network(name, model, before, a, data, batches) for a in progress(ALPHAS, name)]
         neurons = merged(neurons, arguments.out / "last-layer.csv")
         networks = merged(networks, arguments.out / "networks.csv")
         with atomic_write(arguments.out / "networks.md") as table:
@@ -92,8 +92,16 @@ def normalised(data: Dataset) -> Dataset:
     return Dataset(data.name, (data.x_train - MEAN) / STD, data.y_train, (data.x_test - MEAN) / STD, data.y_test)
 
 
+def accuracy(model: nn.Module, data: Dataset) -> float:
+    """Percent of the test images whose label is the largest output."""
+    batches = zip(torch.split(data.x_test, BATCH), torch.split(data.y_test, BATCH))
+    with evaluating(model):
+        right = sum(int((model(x).argmax(1) == y).sum()) for x, y in batches)
+    return 100 * right / len(data.y_test)
+
+
 def pruned_network(
-    name: str, model: nn.Module, accuracy: float, alphas: tuple[float, float], data: Dataset, batches: Sequence[Tensor]
+    name: str, model: nn.Module, before: float, alphas: tuple[float, float], data: Dataset, batches: Sequence[Tensor]
 ) -> dict[str, str]:
     """One row: what is left of the network and of its accuracy, and how its outputs moved against their bounds."""
     pruned = copy.deepcopy(model)
@@ -107,8 +115,8 @@ def pruned_network(
         "network": name,
         "alpha conv": str(alphas[0]),
         "alpha fc": str(alphas[1]),
-        "accuracy before, %": f"{accuracy:.2f}",
-        "accuracy after, %": f"{100 - error(pruned, data.x_test, data.y_test):.2f}",
+        "accuracy before, %": f"{before:.2f}",
+        "accuracy after, %": f"{accuracy(pruned, data):.2f}",
         "parameters before": str(found.parameters),
         "parameters after": str(found.kept),
         "kept, %": f"{found.kept_percent:.2f}",

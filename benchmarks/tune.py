@@ -47,7 +47,7 @@ def main() -> int:
     target = TARGETS[arguments.target]
     found = {}
     for threads, columns, filters in itertools.product(THREADS, COLUMNS, FILTERS):
-        row = replace(plan.blocks(target), threads=threads, columns=columns, filters=filters)
+        row = replace(plan.blocks(target), threads=threads, columns=columns, filters=filters, wide_filters=filters)
         found[row] = seconds(target, row, arguments.suite, arguments.dtype)
     for row, time in sorted(found.items(), key=lambda item: item[1] or float("inf")):
         mark = "*" if row == plan.blocks(target) else " "

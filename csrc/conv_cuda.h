@@ -7,6 +7,9 @@
 
 namespace nnrelief {
 
+constexpr int kThreads = 128;  // of a block
+constexpr int kPerThread = 4;  // filters of a thread in phase 2
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The samples, or rows, cut into parts: each leaves sums of its own, added in order afterwards.
@@ -29,6 +32,7 @@ struct CudaPlan {
   int64_t extent[3];
   int64_t staged;   // of gram: samples whose tile is in shared memory at once
   int64_t columns;  // of lags: neighbouring columns of one thread
+  int64_t filters;  // of one step of phase 2
   Parts parts;
 };
 

@@ -14,7 +14,6 @@
 
 namespace nnrelief {
 
-constexpr int kPerThread = 4;               // filters of a thread
 constexpr int kSamples = 32;                // whose features a block holds, where kernels lie in registers
 constexpr uint32_t kSmallBits = 97u << 23;  // of 2^-30
 constexpr float kSmallWeight = 0x1p-25f, kLargest = 0x1p100f, kLeast = 0x1p-80f;
@@ -39,9 +38,8 @@ struct Features {
   Trust* trust;     // [step]
   char* behind;
 
-  HOST_DEVICE Features(const Conv& c, int taps, int samples, char* memory)
-      : taps(taps), count(taps * (taps + 1) / 2), samples(samples), step(16 * kPerThread) {
-    while (step < kThreads * kPerThread && step < c.filters && 2 * step * taps <= kThreads * kPerThread * 9) step *= 2;
+  HOST_DEVICE Features(int taps, int samples, int step, char* memory)
+      : taps(taps), count(taps * (taps + 1) / 2), samples(samples), step(step) {
     g = reinterpret_cast<float*>(memory);
     most = reinterpret_cast<uint32_t*>(g + count * samples);
     small = most + samples;
@@ -144,6 +142,7 @@ __device__ __forceinline__ bool add_norms(const Conv& c, const Features& f, int6
           }
 #pragma unroll
           for (int i = 0; i < J; ++i) add(row[i], v[i][a], q[i]);
+          __syncwarp();  // else the compiler loads so far ahead that registers spill; all lanes take as many turns
         }
       } else {
         const float2* x = g + n;

@@ -87,9 +87,9 @@ __device__ __forceinline__ void add_products(const Conv& c, const CudaPlan& p, c
 }
 
 template <class S, int TAPS>
-__global__ void __launch_bounds__(kThreads, 2) gram(Conv c, CudaPlan p, Partial partial) {
+__global__ void __launch_bounds__(kThreads, 4) gram(Conv c, CudaPlan p, Partial partial) {
   const int taps = TAPS > 0 ? TAPS : static_cast<int>(c.taps()), staged = p.staged;
-  const Features f(c, taps, TAPS > 0 ? kSamples : p.samples, shared_memory<char>());
+  const Features f(taps, TAPS > 0 ? kSamples : p.samples, p.filters, shared_memory<char>());
   const Tile t(p, taps, f.behind);
   const Block block(c.channels);
   const int64_t ch = block.index, end = part_end(p.parts, block.part, c.samples);
@@ -156,7 +156,7 @@ template <class S>
 void queue(const Conv& c, const CudaPlan& p, Partial partial, void* stream) {
   const int taps = c.taps();
   const int64_t shared =
-      Tile(p, taps, Features(c, taps, p.samples, nullptr).behind).behind - static_cast<char*>(nullptr);
+      Tile(p, taps, Features(taps, p.samples, p.filters, nullptr).behind).behind - static_cast<char*>(nullptr);
   launch("gram", taps == 9 ? gram<S, 9> : gram<S, 0>, p.parts.count * c.channels, kThreads, shared, stream, c, p,
          partial);
 }

@@ -164,8 +164,9 @@ __device__ __forceinline__ void map_features(const Conv& c, const Features& f, i
 }
 
 template <class S, int K, int COLUMNS>
-__global__ void __launch_bounds__(kThreads, 2) lags(Conv c, CudaPlan p, int lanes, bool whole, Partial partial) {
-  const Features f(c, K * K, samples_of(K), shared_memory<char>());
+__global__ void __launch_bounds__(kThreads, K == 3 && COLUMNS < 8 ? 4 : 2)
+    lags(Conv c, CudaPlan p, int lanes, bool whole, Partial partial) {
+  const Features f(K * K, samples_of(K), p.filters, shared_memory<char>());
   const Block block(c.channels);
   const int64_t end = part_end(p.parts, block.part, c.samples), begin = block.part * p.parts.size;
   const int at_once = kThreads / lanes;
@@ -207,7 +208,7 @@ void queue(const Conv& c, const CudaPlan& p, Partial partial, void* stream) {
                      reinterpret_cast<uintptr_t>(c.acts) % (COLUMNS * sizeof(S)) == 0;
   int lanes = kThreads / samples_of(K);
   while (lanes * COLUMNS < c.size[2]) lanes *= 2;
-  const int64_t shared = Features(c, K * K, samples_of(K), nullptr).behind - static_cast<char*>(nullptr);
+  const int64_t shared = Features(K * K, samples_of(K), p.filters, nullptr).behind - static_cast<char*>(nullptr);
   launch("lags", lags<S, K, COLUMNS>, p.parts.count * c.channels, kThreads, shared, stream, c, p, lanes, whole,
          partial);
 }

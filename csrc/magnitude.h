@@ -5,7 +5,6 @@
 
 namespace nnrelief {
 
-constexpr int kThreads = 128;  // of a block
 constexpr unsigned kAll = 0xffffffffu;
 
 struct Half {

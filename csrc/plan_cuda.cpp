@@ -14,7 +14,7 @@ constexpr int64_t kMostTaps = 64;
 constexpr int64_t kFeatureBytes = 20 << 10;  // of a block's samples
 constexpr int64_t kTilePixels = 2560;        // of float32 in shared memory
 constexpr int64_t kOutputs = 128;            // of one float32 sum
-constexpr int64_t kThreads = 128, kSamples = 32;
+constexpr int64_t kSamples = 32;
 
 bool norms_serve(const Conv& c) {
   return c.taps() == 1 && c.before[0] + c.before[1] + c.before[2] == 0 && c.positions() == c.pixels();
@@ -39,6 +39,17 @@ int64_t block_samples(int64_t taps) {
   int64_t samples = kSamples;
   while (samples > 4 && samples * taps * (taps + 1) / 2 * 4 > kFeatureBytes) samples /= 2;
   return samples;
+}
+
+// Filters of one step of phase 2: few enough to lie in shared memory, with as few left unused in the last step as can
+// be.
+int64_t step_filters(const Conv& c) {
+  int64_t step = 16 * kPerThread;
+  const auto covered = [&](int64_t filters) { return ceil_div(c.filters, filters) * filters; };
+  while (2 * step <= kThreads * kPerThread && 2 * step * c.taps() <= kThreads * kPerThread * 9 &&
+         covered(2 * step) <= covered(step))
+    step *= 2;
+  return step;
 }
 
 // A tile of outputs whose inputs fit, as many samples' as fit, and sums short enough; false where none does.
@@ -77,6 +88,7 @@ CudaPlan plan_cuda(const Conv& c) {
     return p;
   }
   p.samples = block_samples(c.taps());
+  p.filters = step_filters(c);
   p.columns = lag_columns(c);
   if (p.columns > 0)
     p.path = Path::lags;

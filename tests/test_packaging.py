@@ -27,7 +27,8 @@ def tree(tmp_path):
 
 def build(tree, **environment):
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-    return subprocess.run(command, cwd=tree, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "NNRELIEF_BUILD_CUDA": "0", **environment}
+    return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_without_a_compiler_the_package_still_installs_and_says_why(tree):
@@ -57,3 +58,30 @@ def test_a_broken_library_is_one_line(tmp_path):
     reason = extension._load(tmp_path)
     assert "failed to load" in reason
     assert "\n" not in reason
+
+
+def configure(tree, command, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", f"import setup; {command}"],
+        cwd=tree,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_cuda_part_can_be_declined_and_says_so(tree):
+    run = configure(tree, "print(setup.extension('auto')['ext_modules'][0].name)", NNRELIEF_BUILD_CUDA="0")
+    assert "nnrelief_kernels._C" in run.stdout
+    assert "CUDA part of the compiled extension is left out" in run.stderr
+    assert "NNRELIEF_BUILD_CUDA=0" in extension.note(tree / "nnrelief_kernels")
+
+
+@pytest.mark.parametrize(
+    ("mode", "fails", "says"), [("1", True, "nvcc"), ("auto", False, "nvcc was not found"), ("yes", True, "auto, 0 or 1")]
+)
+def test_a_cuda_part_that_is_required_fails_without_nvcc(tree, mode, fails, says):
+    run = configure(tree, "setup.find_nvcc = lambda: None; setup.extension('auto')", NNRELIEF_BUILD_CUDA=mode)
+    assert (run.returncode != 0) is fails
+    assert says in run.stderr

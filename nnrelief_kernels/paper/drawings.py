@@ -37,7 +37,7 @@ def network(scores: Mapping[str, Tensor], kept: Mapping[str, Tensor], path: Path
             order = np.argsort(values)  # the strongest are drawn last, on top
             rows, columns = (ends[order, i] / max(score.shape[i] - 1, 1) for i in (0, 1))
             x = np.broadcast_to([place, place + 1], (len(order), 2))
-            lines = LineCollection(np.stack([x, np.stack([columns, rows], 1)], 2), array=values[order], norm=norm,
+            lines = LineCollection(list(np.stack([x, np.stack([columns, rows], 1)], 2)), array=values[order], norm=norm,
                                    cmap="viridis_r", linewidths=0.2, alpha=0.4)  # fmt: skip
             axes.add_collection(lines)
             count += len(order)
@@ -91,6 +91,6 @@ def bounds(bound: Tensor, change: Tensor, path: Path, title: str) -> None:
         axes.plot([], [], "-", color=color, linewidth=6, alpha=0.5, label=f"{label}: least, mean and largest of its values")
     axes.set_xticks(list(outputs))
     axes.set(xlabel="output neuron", ylabel="absolute change of its value", title=f"{title}: {len(change):,} test images")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.25 * float(bound.max()))
     axes.legend()
     save(figure, path)

@@ -37,7 +37,7 @@ def load_named(name: str, folder: Path) -> Dataset:
     return data if data.image[0] == 1 else _normalised(data)
 
 
-def enlarged_digits(name: str, images: int = 60) -> Dataset:
+def enlarged_digits(name: str, images: int = 24) -> Dataset:
     """scikit-learn's digits in the shape of the data set `name`: a small stand-in for smoke runs."""
     channels, *size = IMAGES[name]
     data = digits()

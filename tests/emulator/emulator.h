@@ -48,30 +48,27 @@ struct Fibre {
 struct Block {
   std::vector<Fibre> fibres;
   std::vector<Barrier> warps;
-  std::vector<uint64_t> lanes; // what a shuffle exchanges
+  std::vector<uint64_t> lanes;  // what a shuffle exchanges
   Barrier all;
   int any;
   bool moved;
   ucontext_t scheduler;
   std::function<void()> body;
-  char *memory;
+  char* memory;
 };
 inline Block block;
-inline bool reversed = false; // the order in which threads run
+inline bool reversed = false;  // the order in which threads run
 
-inline void give_way() {
-  swapcontext(&block.fibres[threadIdx.x].context, &block.scheduler);
-}
+inline void give_way() { swapcontext(&block.fibres[threadIdx.x].context, &block.scheduler); }
 
-inline void wait(Barrier &barrier) {
+inline void wait(Barrier& barrier) {
   block.moved = true;
   const int round = barrier.round;
   if (++barrier.arrived == barrier.expected) {
     barrier.arrived = 0;
     ++barrier.round;
   }
-  while (barrier.round == round)
-    give_way();
+  while (barrier.round == round) give_way();
 }
 
 inline void enter() {
@@ -80,14 +77,13 @@ inline void enter() {
   give_way();
 }
 
-inline void run_block(const std::string &name, int threads) {
-  if (block.fibres.size() < static_cast<size_t>(threads))
-    block.fibres = std::vector<Fibre>(threads);
+inline void run_block(const std::string& name, int threads) {
+  if (block.fibres.size() < static_cast<size_t>(threads)) block.fibres = std::vector<Fibre>(threads);
   block.warps.assign((threads + kWarp - 1) / kWarp, {kWarp});
   block.lanes.assign(threads, 0);
   block.all = {threads};
   for (int t = 0; t < threads; ++t) {
-    Fibre &fibre = block.fibres[t];
+    Fibre& fibre = block.fibres[t];
     fibre.done = false;
     getcontext(&fibre.context);
     fibre.context.uc_stack.ss_sp = fibre.stack.data();
@@ -98,35 +94,34 @@ inline void run_block(const std::string &name, int threads) {
     block.moved = false;
     for (int i = 0; i < threads; ++i) {
       threadIdx.x = reversed ? threads - 1 - i : i;
-      Fibre &fibre = block.fibres[threadIdx.x];
-      if (fibre.done)
-        continue;
+      Fibre& fibre = block.fibres[threadIdx.x];
+      if (fibre.done) continue;
       swapcontext(&block.scheduler, &fibre.context);
       left -= fibre.done;
     }
-    if (!block.moved)
-      throw std::runtime_error(name + ": threads wait for each other");
+    if (!block.moved) throw std::runtime_error(name + ": threads wait for each other");
   }
 }
 
-template <class T> T exchange(T value, int from) {
-  Barrier &warp = block.warps[threadIdx.x / kWarp];
+template <class T>
+T exchange(T value, int from) {
+  Barrier& warp = block.warps[threadIdx.x / kWarp];
   memcpy(&block.lanes[threadIdx.x], &value, sizeof(value));
   wait(warp);
-  memcpy(&value, &block.lanes[threadIdx.x / kWarp * kWarp + from],
-         sizeof(value));
+  memcpy(&value, &block.lanes[threadIdx.x / kWarp * kWarp + from], sizeof(value));
   wait(warp);
   return value;
 }
 
-template <class To, class From> To bits(From x) {
+template <class To, class From>
+To bits(From x) {
   static_assert(sizeof(To) == sizeof(From), "");
   To y;
   memcpy(&y, &x, sizeof(y));
   return y;
 }
 
-} // namespace emulator
+}  // namespace emulator
 
 inline void __syncthreads() { emulator::wait(emulator::block.all); }
 inline int __syncthreads_or(int x) {
@@ -137,43 +132,35 @@ inline int __syncthreads_or(int x) {
   __syncthreads();
   return emulator::block.any;
 }
-template <class T> T __shfl_xor_sync(unsigned, T value, int mask) {
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
   return emulator::exchange(value, (threadIdx.x % emulator::kWarp) ^ mask);
 }
-template <class T> T __shfl_down_sync(unsigned, T value, int by, int width) {
+template <class T>
+T __shfl_down_sync(unsigned, T value, int by, int width) {
   const int lane = threadIdx.x % emulator::kWarp;
-  return emulator::exchange(value,
-                            lane % width + by < width ? lane + by : lane);
+  return emulator::exchange(value, lane % width + by < width ? lane + by : lane);
 }
-inline unsigned atomicOr(unsigned *p, unsigned x) {
-  return std::exchange(*p, *p | x);
-}
-inline unsigned atomicMax(unsigned *p, unsigned x) {
-  return std::exchange(*p, std::max(*p, x));
-}
+inline unsigned atomicOr(unsigned* p, unsigned x) { return std::exchange(*p, *p | x); }
+inline unsigned atomicMax(unsigned* p, unsigned x) { return std::exchange(*p, std::max(*p, x)); }
 inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 inline float __uint_as_float(uint32_t x) { return emulator::bits<float>(x); }
 inline uint32_t __float_as_uint(float x) { return emulator::bits<uint32_t>(x); }
-inline double __longlong_as_double(long long x) {
-  return emulator::bits<double>(x);
-}
-inline long long __double_as_longlong(double x) {
-  return emulator::bits<long long>(x);
-}
+inline double __longlong_as_double(long long x) { return emulator::bits<double>(x); }
+inline long long __double_as_longlong(double x) { return emulator::bits<long long>(x); }
 
 namespace nnrelief {
 
-template <class T> T *shared_memory() {
-  return reinterpret_cast<T *>(emulator::block.memory);
+template <class T>
+T* shared_memory() {
+  return reinterpret_cast<T*>(emulator::block.memory);
 }
 
-inline float half_value(uint16_t bits) {
-  return emulator::bits<_Float16>(bits);
-}
+inline float half_value(uint16_t bits) { return emulator::bits<_Float16>(bits); }
 
 template <class... P, class... A>
-void launch(const char *name, void (*kernel)(P...), int64_t blocks, int threads,
-            int64_t shared, void *, A... arguments) {
+void launch(const char* name, void (*kernel)(P...), int64_t blocks, int threads, int64_t shared, void*,
+            A... arguments) {
   if (blocks < 1 || blocks > 0x7fffffff || shared > 48 << 10)
     throw std::runtime_error(std::string(name) + ": invalid launch");
   std::vector<char> memory(shared + 2 * emulator::kBand);
@@ -184,12 +171,10 @@ void launch(const char *name, void (*kernel)(P...), int64_t blocks, int threads,
     std::fill(memory.begin(), memory.end(), '\xff');
     emulator::run_block(name, threads);
     const auto untouched = [](char c) { return c == '\xff'; };
-    if (!std::all_of(memory.begin(), memory.begin() + emulator::kBand,
-                     untouched) ||
+    if (!std::all_of(memory.begin(), memory.begin() + emulator::kBand, untouched) ||
         !std::all_of(memory.end() - emulator::kBand, memory.end(), untouched))
-      throw std::runtime_error(std::string(name) +
-                               ": wrote beyond its shared memory");
+      throw std::runtime_error(std::string(name) + ": wrote beyond its shared memory");
   }
 }
 
-} // namespace nnrelief
+}  // namespace nnrelief

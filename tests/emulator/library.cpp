@@ -8,17 +8,17 @@
 
 namespace nnrelief {
 struct Device {
-  void *stream = nullptr;
-  explicit Device(const torch::stable::Tensor &) {}
+  void* stream = nullptr;
+  explicit Device(const torch::stable::Tensor&) {}
 };
-} // namespace nnrelief
+}  // namespace nnrelief
 
 #define CUDA CPU
 #include "library_cuda.cpp"
 
 namespace nnrelief {
 bool reverse_threads(bool reversed) { return emulator::reversed = reversed; }
-} // namespace nnrelief
+}  // namespace nnrelief
 
 STABLE_TORCH_LIBRARY(nnrelief, m) {
   nnrelief::define_operators(m);

@@ -96,7 +96,7 @@ def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor, f
         "filters": call.filters, "per_group": call.per_group,
         **call.sizes, **call.x_strides, **call.weight_strides, **call.constants,
         "BN": samples, "LP": lanes,
-        "FP": max(16, plan.power_of_two(taps * (taps + 1) // 2)), "BJ": plan.filters_at_once(samples * lanes, blocks),
+        "FP": max(16, plan.power_of_two(taps * (taps + 1) // 2)), "BJ": plan.filters_at_once(samples * lanes, 1, blocks),
         "PRECISION": blocks.precision,
     }  # fmt: skip
     return Launch(gram_kernel, chunks.count * call.channels, arguments, max(1, samples * lanes // target.warp))

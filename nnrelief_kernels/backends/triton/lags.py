@@ -236,6 +236,6 @@ def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor, f
         "KERNEL": call.kernel, "STRIDE": stride[1:], "PADS": (before[1], after[1], before[2], after[2]),
         "WIDTH": call.size[2], "TW": tiles.width, "TILES": tiles.count, "ALIGN": align, "BN": samples,
         "FP": max(16, plan.power_of_two(taps * (taps + 1) // 2)),
-        "BJ": plan.filters_at_once(samples * tiles.count, blocks), "PRECISION": blocks.precision,
+        "BJ": plan.filters_at_once(samples * tiles.count, tiles.width, blocks), "PRECISION": blocks.precision,
     }  # fmt: skip
     return Launch(lags_kernel, chunks.count * call.channels, arguments, max(1, samples * tiles.count // target.warp))

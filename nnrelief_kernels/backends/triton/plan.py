@@ -39,6 +39,7 @@ class Blocks:
     threads: int  # of a program of lags.py and gram.py; each holds one map, or one tile of it
     columns: int  # of a tile of lags.py: a thread keeps three rows of it
     filters: int  # of one step of phase 2, where all threads take part
+    wide_filters: int  # the same for lags.py's tiles of more than 16 columns
     outputs: int  # of one step of matrix.py with 64 rows of kernel elements
     precision: str  # of the products with the weight features
 
@@ -46,12 +47,20 @@ class Blocks:
 def blocks(target: Target) -> Blocks:
     """The table. Chips with tf32 units take three tf32 products for a float32 one; CDNA has float32 matrix units."""
     if target.backend == "hip":
-        return Blocks(threads=128, columns=32, filters=16, outputs=32, precision="ieee")
+        return Blocks(threads=128, columns=32, filters=16, wide_filters=16, outputs=32, precision="ieee")
     if target.arch == 100:  # its tensor memory takes 64 rows and more from 4 warps, and the moves there would spill
-        return Blocks(threads=64, columns=16, filters=8, outputs=32, precision="tf32x3")
-    if target.arch == 90:  # 233 KB of shared memory and asynchronous products: larger tiles keep within the registers
-        return Blocks(threads=128, columns=32, filters=16, outputs=32, precision="tf32x3")
-    return Blocks(threads=128, columns=16, filters=8, outputs=16, precision="tf32x3")
+        return Blocks(threads=64, columns=16, filters=8, wide_filters=8, outputs=32, precision="tf32x3")
+    if target.arch == 90 and triton_version() >= (3, 8):  # older ones would spill
+        return Blocks(threads=128, columns=32, filters=8, wide_filters=16, outputs=32, precision="tf32x3")
+    return Blocks(threads=128, columns=16, filters=8, wide_filters=8, outputs=16, precision="tf32x3")
+
+
+@functools.cache
+def triton_version() -> tuple[int, ...]:
+    """Major and minor."""
+    import triton
+
+    return tuple(map(int, triton.__version__.split(".")[:2]))
 
 
 @functools.cache
@@ -152,9 +161,11 @@ def samples_at_once(samples: int, lanes: int, blocks: Blocks) -> int:
     return max(16, 64 // lanes, min(blocks.threads // lanes, power_of_two(samples)))
 
 
-def filters_at_once(threads: int, blocks: Blocks) -> int:
-    """Filters of one step of phase 2 in a program of `threads`: their 16-row tile needs an element for every thread."""
-    return max(8, blocks.filters * min(threads, blocks.threads) // blocks.threads, threads // 16)
+def filters_at_once(threads: int, width: int, blocks: Blocks) -> int:
+    """Filters of one step of phase 2 in a program of `threads` with tiles of so many columns: the 16 rows of their kernels
+    need an element for every thread."""
+    filters = blocks.wide_filters if width > 16 else blocks.filters
+    return max(8, filters * min(threads, blocks.threads) // blocks.threads, threads // 16)
 
 
 def sample_block(path: str, samples: int, geometry: ConvGeometry, blocks: Blocks) -> int:

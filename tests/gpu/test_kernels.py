@@ -1,4 +1,4 @@
-"""The Triton kernels on a device: what only hardware shows. `pytest -m gpu`, or `make gpu`."""
+"""The Triton and the CUDA kernels on a device: what only hardware shows. `pytest -m gpu`, or `make gpu`."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA or ROCm device"),
 ]
-SMALL = {  # (weight shape, acts shape, options) that take each path
+SMALL = {  # (weight shape, acts shape, options) that take each path of the Triton backend
     "norms": ((5, 7, 1, 1), (19, 7, 9, 6), {}),
     "lags": ((20, 3, 3, 3), (150, 3, 28, 28), {"padding": 1}),
     "lags, in tiles": ((20, 3, 3, 3), (70, 3, 20, 75), {"padding": 1}),
@@ -29,8 +29,23 @@ SMALL = {  # (weight shape, acts shape, options) that take each path
     "mean map": ((6, 4, 3, 3), (18, 4, 17, 15), {"variant": "norm_of_mean"}),
     "float64 maps": ((6, 4, 3, 3), (5, 4, 9, 8), {"padding": 1}),
 }
+CUDA_PATHS = {"lags, strided": "gram", "matrix": "gram", "mean map": "direct", "float64 maps": "direct"}
+"""What the CUDA backend calls the path of a case where the name differs."""
 each_path = pytest.mark.parametrize("path", SMALL)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+
+
+def why_not(backend):
+    return get(backend).unavailable() if torch.cuda.is_available() else "no CUDA or ROCm device"
+
+
+each_backend = pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param(name, marks=pytest.mark.skipif(why_not(name) is not None, reason=f"{name}: {why_not(name)}"))
+        for name in ("triton", "cuda")
+    ],
+)
 
 
 def call(path, dtype=None):
@@ -61,21 +76,24 @@ def assert_close(actual, expected):
     torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=torch.finfo(torch.float32).tiny)
 
 
+@each_backend
 @each_path
 @each_dtype
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
-def test_the_oracle_on_the_device(path, dtype, layout, poisoned_memory):
+def test_the_oracle_on_the_device(backend, path, dtype, layout, poisoned_memory):
     weight, acts, options = call(path, dtype)
-    assert explain(weight, acts, **options).backend == "triton"
-    assert explain(weight, acts, **options).path == path.split(",")[0]
+    name = path.split(",")[0]
+    found = explain(weight, acts, **options, backend=backend)
+    assert found.path == (name if backend == "triton" else CUDA_PATHS.get(path, name))
     if layout == "channels_last":
         acts = acts.contiguous(memory_format=torch.channels_last)
     elif layout == "sliced":
         acts = torch.nn.functional.pad(acts, (1, 2), value=float("nan"))[..., 1:-2]
-    assert_close(score_conv(weight, acts, **options), reference.score_conv(weight, acts, **options))
+    assert_close(score_conv(weight, acts, **options, backend=backend), reference.score_conv(weight, acts, **options))
 
 
-def test_any_call(poisoned_memory):
+@each_backend
+def test_any_call(backend, poisoned_memory):
     hypothesis = pytest.importorskip("hypothesis")
     from tests.strategies import conv_calls, linear_calls
 
@@ -92,55 +110,60 @@ def test_any_call(poisoned_memory):
         def compare(call, score=score, oracle=oracle):
             weight, acts, bias, options = call
             moved = (on_the_device(weight), on_the_device(acts), None if bias is None else bias.cuda())
-            assert_close(score(*moved, **options, backend="triton").cpu(), oracle(weight, acts, bias, **options))
+            assert_close(score(*moved, **options, backend=backend).cpu(), oracle(weight, acts, bias, **options))
 
         compare()
 
 
+@each_backend
 @each_path
 @pytest.mark.parametrize("scale", [1e-20, 1e20])
-def test_magnitudes(path, scale):
+def test_magnitudes(backend, path, scale):
     weight, acts, options = call(path)
     acts *= scale
-    assert_close(score_conv(weight, acts, **options), reference.score_conv(weight, acts, **options))
+    assert_close(score_conv(weight, acts, **options, backend=backend), reference.score_conv(weight, acts, **options))
 
 
+@each_backend
 @each_path
-def test_nan_and_inf_show_where_they_are(path):
+def test_nan_and_inf_show_where_they_are(backend, path):
     for value in (float("nan"), float("inf")):
         weight, acts, options = call(path)
         acts[1, 0, 1, 1] = value
-        sums = score_conv(weight, acts, **options, normalize=False)
+        sums = score_conv(weight, acts, **options, normalize=False, backend=backend)
         assert not sums[:, 0].isfinite().any()
         assert sums[:, 1:].isfinite().all()
 
 
+@each_backend
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
-def test_linear(dtype):
+def test_linear(backend, dtype):
     acts, weight = torch.randn(700, 300, device="cuda").to(dtype), torch.randn(40, 300, device="cuda").to(dtype)
-    assert_close(score_linear(weight, acts, backend="triton"), reference.score_linear(weight, acts))
+    assert_close(score_linear(weight, acts, backend=backend), reference.score_linear(weight, acts))
 
 
+@each_backend
 @each_path
-def test_the_same_bits_twice_and_on_a_second_stream(path):
+def test_the_same_bits_twice_and_on_a_second_stream(backend, path):
     weight, acts, options = call(path)
-    first = score_conv(weight, acts, **options)
-    assert torch.equal(first, score_conv(weight, acts, **options))
+    first = score_conv(weight, acts, **options, backend=backend)
+    assert torch.equal(first, score_conv(weight, acts, **options, backend=backend))
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        other = score_conv(weight, acts, **options)
+        other = score_conv(weight, acts, **options, backend=backend)
     torch.cuda.current_stream().wait_stream(stream)
     assert torch.equal(first, other)
 
 
+@each_backend
 @each_path
-def test_a_graph_replays_without_the_host(path):
+def test_a_graph_replays_without_the_host(backend, path):
     weight, acts, options = call(path)
-    expected = score_conv(weight, acts, **options, normalize=False)
+    expected = score_conv(weight, acts, **options, normalize=False, backend=backend)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        sums = score_conv(weight, acts, **options, normalize=False)
+        sums = score_conv(weight, acts, **options, normalize=False, backend=backend)
     sums.fill_(float("nan"))
     graph.replay()
     assert torch.equal(sums, expected)
@@ -162,26 +185,29 @@ def no_waiting():
     return NoWaiting()
 
 
+@each_backend
 @each_path
-def test_nothing_waits_for_the_device(path, no_waiting):
+def test_nothing_waits_for_the_device(backend, path, no_waiting):
     weight, acts, options = call(path)
     bias = torch.ones(len(weight), device="cuda")
-    score_conv(weight, acts, bias, **options)
+    score_conv(weight, acts, bias, **options, backend=backend)
     with no_waiting:
-        score_conv(weight, acts, bias, **options)
+        score_conv(weight, acts, bias, **options, backend=backend)
 
 
-def test_linear_does_not_wait_for_the_device(no_waiting):
+@each_backend
+def test_linear_does_not_wait_for_the_device(backend, no_waiting):
     weight, acts = torch.randn(40, 300, device="cuda"), torch.randn(700, 300, device="cuda")
-    score_linear(weight, acts, weight[:, 0])
+    score_linear(weight, acts, weight[:, 0], backend=backend)
     with no_waiting:
-        score_linear(weight, acts, weight[:, 0])
+        score_linear(weight, acts, weight[:, 0], backend=backend)
 
 
+@each_backend
 @pytest.mark.skipif(
     torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory < 12 << 30, reason="needs 12 GiB"
 )
-def test_more_than_two_to_the_31_elements():
+def test_more_than_two_to_the_31_elements(backend):
     one = torch.rand(1, 2, 56, 56, device="cuda").bfloat16()
     acts = one.repeat(350_000, 1, 1, 1)
     assert acts.numel() > 2**31
@@ -194,24 +220,26 @@ def test_more_than_two_to_the_31_elements():
         (3, {"variant": "norm_of_mean"}),
     ):
         weight = torch.randn(4, 2, kernel, kernel, device="cuda")
-        assert_close(score_conv(weight, acts, **options), reference.score_conv(weight, one, **options))
+        assert_close(score_conv(weight, acts, **options, backend=backend), reference.score_conv(weight, one, **options))
     weight = torch.randn(3, one.numel(), device="cuda")
-    assert_close(score_linear(weight, acts.flatten(1)), reference.score_linear(weight, one.flatten(1)))
+    assert_close(score_linear(weight, acts.flatten(1), backend=backend), reference.score_linear(weight, one.flatten(1)))
 
 
+@each_backend
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")
-def test_the_tensors_own_device():
+def test_the_tensors_own_device(backend):
     weight, acts, options = call("lags")
-    elsewhere = score_conv(weight.to("cuda:1"), acts.to("cuda:1"), **options)
+    elsewhere = score_conv(weight.to("cuda:1"), acts.to("cuda:1"), **options, backend=backend)
     assert elsewhere.device.index == 1
-    assert torch.equal(elsewhere.cpu(), score_conv(weight, acts, **options).cpu())
+    assert torch.equal(elsewhere.cpu(), score_conv(weight, acts, **options, backend=backend).cpu())
 
 
-def test_peak_memory():
+@each_backend
+def test_peak_memory(backend):
     weight, acts = torch.randn(512, 512, 3, 3, device="cuda"), torch.randn(1024, 512, 4, 4, device="cuda")
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    score_conv(weight, acts, padding=1, normalize=False)
+    score_conv(weight, acts, padding=1, normalize=False, backend=backend)
     assert torch.cuda.max_memory_allocated() - before <= 16 << 20
 
 
@@ -236,13 +264,19 @@ def test_a_mask_waits_once_to_refuse_nan():
     assert len([w for w in waits if "synchroniz" in str(w.message)]) == 1
 
 
-def test_info_names_version_and_target():
+def test_info_names_tritons_version_and_target():
     triton = pytest.importorskip("triton")
     major, minor = torch.cuda.get_device_capability()
     target = torch.cuda.get_device_properties(0).gcnArchName.split(":")[0] if torch.version.hip else f"{major}{minor}"
     found = get("triton").describe()
     assert triton.__version__ in found
     assert f":{target}" in found
+
+
+def test_info_names_the_compiled_chips():
+    if reason := why_not("cuda"):
+        pytest.skip(reason)
+    assert "sm_" in get("cuda").describe()
 
 
 SANITIZER = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=f"{CUDA_HOME}/bin")

@@ -1,0 +1,113 @@
+"""What nvcc made of the CUDA kernels, and what the library asks of the torch that loads it."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+import setup as build
+from nnrelief_kernels import extension, score_conv, score_linear
+from nnrelief_kernels.backends import cuda
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "csrc").glob("*.cu"))
+NVCC = build.find_nvcc()
+LIBRARY = extension.FOLDER / extension.LIBRARY
+
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc in CUDA_HOME, PATH or /usr/local/cuda")
+needs_kernels = pytest.mark.skipif(
+    extension.unavailable() is not None or not cuda.architectures(),
+    reason=f"this build has no CUDA kernels: {extension.unavailable() or extension.note()}",
+)
+
+
+def cuobjdump():
+    """In nvcc's toolkit, or in the triton package."""
+    try:
+        import triton
+
+        beside = [Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"]
+    except ImportError:
+        beside = []
+    found = shutil.which("cuobjdump")
+    places = [*([Path(found)] if found else []), *([NVCC.with_name("cuobjdump")] if NVCC else []), *beside]
+    return next((str(place) for place in places if place.exists()), None)
+
+
+def run(*command):
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@needs_nvcc
+@pytest.mark.slow
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+def test_every_kernel_compiles_for_every_chip_without_warnings(source, tmp_path):
+    flags = build.cuda_flags("80;86;90;100")
+    assert "-Werror=all-warnings" in flags
+    assert not any("fast" in flag for flag in flags)
+    run(NVCC, *flags, "-c", source, "-o", tmp_path / "kernels.o")
+
+
+@needs_kernels
+@pytest.mark.skipif(cuobjdump() is None, reason="no cuobjdump")
+def test_no_spills_no_stack_and_shared_memory_that_fits():
+    usage = run(cuobjdump(), "--dump-resource-usage", LIBRARY)
+    chips = {int(chip) for chip in re.findall(r"^arch = sm_(\d+)", usage, re.MULTILINE)}
+    kernels = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
+    assert chips == set(cuda.architectures())
+    assert {name for name in ("column_sums", "norms", "lags", "gram", "finish", "scale", "add_parts")
+            if any(name in kernel for kernel, *_ in kernels)} == {
+        "column_sums", "norms", "lags", "gram", "finish", "scale", "add_parts"
+    }  # fmt: skip
+    for name, registers, stack, shared, local in kernels:
+        assert (int(stack), int(local)) == (0, 0), name
+        assert int(registers) <= 255, name
+        assert int(shared) <= 48 << 10, name
+
+
+@needs_kernels
+def test_the_library_asks_for_nothing_that_a_cpu_torch_lacks():
+    needed = re.findall(r"NEEDED.*\[(.*)\]", run("readelf", "-d", LIBRARY))
+    assert not [name for name in needed if "cuda" in name or "cudart" in name or "python" in name]
+    undefined = [line.split()[-1] for line in run("nm", "-D", "--undefined-only", LIBRARY).splitlines()]
+    unstable = [name for name in undefined if re.match(r"_ZN?K?(3c10|2at|5torch)", name)]
+    assert not unstable
+    exported = [line.split()[-1] for line in run("nm", "-D", "--defined-only", LIBRARY).splitlines()]
+    assert not [name for name in exported if name.startswith("cuda") or name.startswith("__cuda")]
+
+
+@needs_kernels
+def test_without_a_device_it_says_so_and_refuses():
+    if torch.cuda.is_available():
+        pytest.skip("there is a device")
+    reason = cuda.unavailable()
+    assert f"sm_{cuda.architectures()[0]}" in reason
+    assert torch.__version__ in reason
+    for call in (lambda: score_conv(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 4, 4), backend="cuda"),
+                 lambda: score_linear(torch.ones(1, 1), torch.ones(1, 1), backend="cuda")):  # fmt: skip
+        with pytest.raises(RuntimeError, match=r"backend='cuda' cannot serve this call: .*CUDA"):
+            call()
+
+
+@needs_kernels
+def test_the_current_stream_can_be_looked_up_where_torch_has_cuda():
+    if torch.version.cuda is None:
+        pytest.skip("this torch has no CUDA")
+    import ctypes
+
+    assert ctypes.CDLL("libtorch_cuda.so", mode=ctypes.RTLD_LOCAL | 4).aoti_torch_get_current_cuda_stream  # 4: RTLD_NOLOAD
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("capability", "served"),
+    [((7, 5), False), ((8, 0), True), ((8, 9), True), ((9, 0), True), ((10, 0), True), ((12, 0), True)],
+)
+def test_chips_that_are_served(capability, served, monkeypatch):
+    monkeypatch.setattr(cuda, "architectures", lambda: [80, 86, 90, 100])
+    assert cuda.serves(capability) is served
