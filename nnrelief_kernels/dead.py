@@ -44,6 +44,7 @@ def remove_dead(
     *,
     layers: Iterable[Which] | None = None,
     exclude: Iterable[Which] = (),
+    fold: bool = True,
     new_biases: bool = False,
     forward: Forward | None = None,
 ) -> Dead:
@@ -58,6 +59,8 @@ def remove_dead(
         example: one batch, in any form `prune` takes; one sample of it is used. What is removed is dead for
             inputs of its shape.
         layers, exclude: as in `prune`; other layers keep their connections.
+        fold: False leaves the biases as they are, and with them the connections from constants other than 0: the masks alone
+            then do all that is done.
         new_biases: give a layer that has no bias one, where that lets it take up a constant.
         forward: runs the model on a batch, which is then used whole.
 
@@ -65,7 +68,7 @@ def remove_dead(
         NotTraceable: torch.export cannot follow the model; nothing is removed.
         ValueError: a layer or pattern is unknown.
     """
-    found = find_dead(model, example, layers=layers, exclude=exclude, new_biases=new_biases, forward=forward)
+    found = find_dead(model, example, layers=layers, exclude=exclude, fold=fold, new_biases=new_biases, forward=forward)
     apply_dead(model, found)
     return found
 
@@ -76,6 +79,7 @@ def find_dead(
     *,
     layers: Iterable[Which] | None = None,
     exclude: Iterable[Which] = (),
+    fold: bool = True,
     new_biases: bool = False,
     forward: Forward | None = None,
 ) -> Dead:
@@ -87,7 +91,7 @@ def find_dead(
     fold_masks(plain)
     found = find_layers(plain, layers, exclude)
     without = {layer for tied in found.values() for layer in tied if layer.bias is None}
-    if new_biases:
+    if fold and new_biases:
         for bare in without:
             bare.bias = nn.Parameter(bare.weight.new_zeros(len(bare.weight)))
     traced = trace(plain, example, forward)
@@ -104,7 +108,7 @@ def find_dead(
         needed = {name: _kernels(_needed(traced, live, value)) for name, value in parameters.items()}
         for name, tied in found.items():
             weight, bias = _join(name, "weight"), _join(name, "bias")
-            if len(calls[name]) == 1 and _is_own(traced, tied[0], calls[name][0]):
+            if fold and len(calls[name]) == 1 and _is_own(traced, tied[0], calls[name][0]):
                 taken = _absorb(live, tied[0], calls[name][0], needed[weight], in_force.get(bias))
                 needed[weight] &= ~taken
                 absorbed |= {bias} if taken.any() else set()

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.benchmark import Timer
 
 from .collect import Forward, call_model, evaluating
 
@@ -18,6 +17,8 @@ def latency(model: nn.Module, batch: Any, forward: Forward | None = None, second
         batch: in any form `prune` takes.
         forward: runs the model on a batch.
     """
+    from torch.utils.benchmark import Timer  # which looks for CUDA, and complains, as soon as it is imported
+
     timer = Timer("run()", globals={"run": lambda: call_model(model, batch, forward)}, num_threads=torch.get_num_threads())
     with evaluating(model):
         return float(timer.blocked_autorange(min_run_time=seconds).median)

@@ -68,9 +68,9 @@ def prune(
         shared: whether the processes of torch.distributed each hold a part of the pruning set (one may hold none) and prune
             together: rank 0's buffers go to all, their sums are added, their masks are equal. None for: where
             torch.distributed is initialised.
-        drop_unread: units that nothing reads lose their own connections as well, and so do constants, which go into the biases
-            of the layers that read them (`remove_dead`, on one sample of the first batch). The outputs do not change. A model
-            that torch.export cannot trace keeps such units, with a warning.
+        drop_unread: units that nothing reads lose their own connections as well, and so do those that read only zeros
+            (`remove_dead` without its folding, on one sample of the first batch). The outputs do not change. A model that
+            torch.export cannot trace keeps such units, with a warning.
 
     Returns:
         The masks now in force: parameter name to a bool tensor that broadcasts to the parameter, True where it stays.
@@ -216,7 +216,7 @@ def _drop_unread(model: nn.Module, example: list[Any], layers: list[str], forwar
         return
 
     def find() -> Dead:
-        return find_dead(model, examples[0], layers=layers, forward=forward)
+        return find_dead(model, examples[0], layers=layers, fold=False, forward=forward)
 
     try:
         found = on_first(find) if together else find()

@@ -20,22 +20,30 @@ LAYERS = (nn.Linear, *CONVS)
 # is than the sum, in a few layers of random weights.
 ROUNDING = 100 * 800 * torch.finfo(torch.float64).eps
 
+OPTIONS = ({}, {"new_biases": True}, {"fold": False})
+
 
 def assert_same(found, expected, tolerance=ROUNDING):
     assert (found - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.sampled_from(sorted(NETWORKS)), st.integers(0, 10_000), st.sampled_from((0.1, 0.3, 0.6, 0.9)), st.booleans())
-def test_outputs_stay_and_masks_only_shrink(name, seed, keep, new_biases):
+@given(
+    st.sampled_from(sorted(NETWORKS)), st.integers(0, 10_000), st.sampled_from((0.1, 0.3, 0.6, 0.9)), st.sampled_from(OPTIONS)
+)
+def test_outputs_stay_and_masks_only_shrink(name, seed, keep, options):
     model, x = network(name, seed), samples(name, 4, seed)
     apply_masks(model, random_masks(model, keep, seed))
     expected, before = model(x), get_masks(model)
-    remove_dead(model, x, new_biases=new_biases)
+    remove_dead(model, x, **options)
     assert_same(model(x), expected)
     after = get_masks(model)
     assert all(torch.all(before[mask] | ~after[mask]) for mask in before)
-    again = find_dead(model, x, new_biases=new_biases)
+    if options.get("fold") is False:
+        other = network(name, seed)
+        apply_masks(other, after)
+        assert torch.equal(other(x), model(x))  # the masks are all there is
+    again = find_dead(model, x, **options)
     assert not again.biases
     now = dict(model.named_modules())
     for mask, keep_now in again.masks.items():
