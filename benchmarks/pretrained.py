@@ -179,7 +179,7 @@ def draw(neurons: Sequence[Mapping[str, str]], path: Path) -> None:
                 heights = [float(row[f"{kind} {what}"]) for row in neurons if row["network"] == name]
                 side.bar([place + offset for place in range(len(heights))], heights, 0.4, label=what, color=color)
             side.set(title=f"{name}, {kind}", xlabel="output neuron", ylabel="|z - z'|")
-            side.legend(fontsize=8)
+    figure.legend(*side.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     save(figure, path)
 
 
