@@ -1,7 +1,7 @@
 """ResNet-56 on CIFAR-10 pruned by Torch-Pruning to equal FLOPs under different criteria: python -m benchmarks.torch_pruning
 
 The channels inside each residual block are pruned (those between its two convolutions; the option-A shortcuts stay whole), on
-1000 random training images, without retraining and after one epoch of it. Rows that the table already holds are not run again.
+1000 random training images, without retraining and after one epoch of it. Each run adds a row to the table.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import copy
 import csv
+import importlib.metadata
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -44,6 +45,7 @@ class Row:
     retrained: float | None
     seconds: float
     seed: int
+    versions: str
 
 
 def normalized(data: Dataset) -> Dataset:
@@ -157,6 +159,7 @@ def run(arguments: argparse.Namespace) -> Row:
         retrained=after,
         seconds=round(time.perf_counter() - start, 1),
         seed=arguments.seed,
+        versions=f"torch {torch.__version__} torch-pruning {importlib.metadata.version('torch-pruning')}",
     )
 
 
