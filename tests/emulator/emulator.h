@@ -132,6 +132,7 @@ inline int __syncthreads_or(int x) {
   __syncthreads();
   return emulator::block.any;
 }
+inline void __syncwarp() { emulator::wait(emulator::block.warps[threadIdx.x / emulator::kWarp]); }
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
   return emulator::exchange(value, (threadIdx.x % emulator::kWarp) ^ mask);
