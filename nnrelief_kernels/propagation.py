@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -99,7 +100,8 @@ class Propagation(fx.Interpreter):
         if n.op == "output":
             if not isinstance(value, Tensor):
                 raise ValueError(f"the network must return one tensor, got {type(value).__name__}")
-            self.output_bound = self.bounds.get(n.all_input_nodes[0], torch.zeros_like(value))
+            bound = self.bounds.get(n.all_input_nodes[0], torch.zeros_like(value))
+            self.output_bound = bound.nan_to_num(nan=math.inf, posinf=math.inf)  # 0 times what overflowed
             return
         bound = self._bound(n, value)
         if bound is not None:

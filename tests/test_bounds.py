@@ -289,6 +289,19 @@ def test_the_model_is_left_as_it_was():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+def test_a_bound_that_overflows_is_infinite():
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(8)))
+    with torch.no_grad():
+        for layer in model:
+            layer.weight.copy_(1e6 * torch.tensor([[1.0, -1.0], [1.0, -1.0]]).repeat(2, 2) + torch.eye(4))
+        model[7].weight[1:] = 0
+    found = certify(model, {"0.bias": torch.zeros(4, dtype=torch.bool)}, torch.randn(3, 4))
+    assert not found.outputs.average_bound.isnan().any()
+    assert found.outputs.average_bound.isinf().any()
+    assert found.outputs.tightest == 0
+
+
 class Functional(nn.Module):
     def __init__(self):
         super().__init__()
