@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 TRITON_OLDEST := .triton36
+TORCH_CPU := .torch-cpu
 OUT ?= benchmarks/results/$(shell $(PYTHON) -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-"))')
 GPU_BASELINES := naive,compiled,gram,cuda,forward,floor
 DOCTESTS := $(addprefix nnrelief_kernels/,scoring.py selection.py magnitude.py integrations/continual.py)
@@ -16,7 +17,7 @@ demo: $(STAMP)
 	$(BIN)/nnrelief info
 	$(BIN)/nnrelief demo --out demo
 
-test: $(STAMP) $(TRITON_OLDEST)
+test: $(STAMP) $(TRITON_OLDEST) $(TORCH_CPU)
 	$(BIN)/python -m pytest tests benchmarks/test_suites.py benchmarks/test_memory.py benchmarks/test_pretrained.py $(DOCTESTS)
 
 # The adapters against every real package, the heavy ones included, and a real sentence encoder (80 MB).
@@ -74,5 +75,9 @@ $(STAMP): pyproject.toml setup.py $(wildcard csrc/*)
 $(TRITON_OLDEST): | $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps --target $@ "triton==3.6.*" "numpy<2.4"
 
+# A torch without CUDA, which the library has to load on as well; where there is none, its test is skipped.
+$(TORCH_CPU): $(STAMP)
+	-$(BIN)/python -m pip install --quiet --no-deps --retries 0 --target $@ --extra-index-url https://download.pytorch.org/whl/cpu "torch==2.13.0"
+
 clean:
-	rm -rf $(VENV) $(TRITON_OLDEST) .triton_cache build demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis nnrelief_kernels/*.so
+	rm -rf $(VENV) $(TRITON_OLDEST) $(TORCH_CPU) .triton_cache build demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis nnrelief_kernels/*.so

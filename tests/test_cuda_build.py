@@ -1,8 +1,10 @@
 """What nvcc made of the CUDA kernels, and what the library asks of the torch that loads it."""
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from nnrelief_kernels.backends import cuda
 
 NVCC = build.find_nvcc()
 LIBRARY = extension.FOLDER / extension.LIBRARY
+ROOT = Path(__file__).parents[1]
+TORCH_CPU = ROOT / ".torch-cpu"
 
 needs_kernels = pytest.mark.skipif(
     extension.unavailable() is not None or not cuda.architectures(),
@@ -88,6 +92,36 @@ def test_without_a_device_it_says_so_and_refuses():
                  lambda: score_linear(torch.ones(1, 1), torch.ones(1, 1), backend="cuda")):  # fmt: skip
         with pytest.raises(RuntimeError, match=r"backend='cuda' cannot serve this call: .*CUDA"):
             call()
+
+
+ON_A_CPU_TORCH = """
+import torch
+from nnrelief_kernels import reference, score_conv
+assert torch.version.cuda is None
+weight, acts = torch.randn(3, 2, 3, 3), torch.randn(4, 2, 9, 9)
+torch.testing.assert_close(score_conv(weight, acts, backend="cpu"), reference.score_conv(weight, acts).float())
+try:
+    score_conv(weight, acts, backend="cuda")
+except RuntimeError as error:
+    print(error)
+"""
+
+
+@needs_kernels
+@pytest.mark.skipif(not (TORCH_CPU / "torch").exists(), reason="no .torch-cpu, see the Makefile")
+def test_a_torch_without_cuda_loads_it_and_refuses_cuda_calls():
+    paths = os.pathsep.join(map(str, (TORCH_CPU, ROOT)))
+    done = subprocess.run(
+        [sys.executable, "-c", ON_A_CPU_TORCH],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        r"backend='cuda' cannot serve this call: torch \S+ is built without CUDA \(the kernels are for sm_80", done.stdout
+    )
 
 
 @needs_kernels
