@@ -8,28 +8,21 @@ from __future__ import annotations
 
 import argparse
 import csv
-import itertools
 import math
-import re
 import sys
-import tempfile
-from collections import Counter
-from collections.abc import Collection
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from benchmarks.aot import DTYPES, Case, Instruction, Loop, cases, instructions, loops, tool
-from benchmarks.aot_report import AIM, BANDWIDTH, LARGE, bound, predicted, table
+from benchmarks.aot import DTYPES, Case, cases
+from benchmarks.aot_report import AIM, BANDWIDTH, LARGE, bound, prediction, table
+from benchmarks.cuda_code import Kernel, Unclear, kernels
+from benchmarks.cuda_model import MODELS, THREADS
 from benchmarks.cuda_plan import Conv, Plan, conv, plans
 from benchmarks.suites import SUITES
 from nnrelief_kernels import extension
+from nnrelief_kernels.backends import cuda
 from nnrelief_kernels.backends.compiled import PATHS
-from nnrelief_kernels.backends.triton.plan import ceil_div
 
-THREADS, WARPS, PER_THREAD = 128, 4, 4
-"""Of a block, and filters of a thread in phase 2 (csrc/conv_cuda.h)."""
 HEADING = "# The CUDA kernels of the compiled extension"
 ASSUMPTIONS = """\
 The same prediction from the machine code of the library's own sm_90 kernels, for contiguous tensors: every launch of a call
@@ -47,307 +40,81 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """The machine code of one kernel, without what follows its last exit: blocks for warps that have come apart."""
-
-    code: list[Instruction]
-
-    @cached_property
-    def whole(self) -> Loop:
-        return loops(self.code)
-
-    def count(self, loop: Loop, operation: str) -> int:
-        """In the loop, not in loops inside it."""
-        return sum(n for name, n in loop.operations.items() if name.split(".")[0] == operation)
-
-    def around(self, wanted: Loop) -> list[Loop]:
-        """The loops that hold it, from the kernel itself to the loop."""
-        return [loop for loop in self.whole.in_order() if loop.first <= wanted.first and wanted.last <= loop.last]
-
-    def way(self, loop: Loop, first: int | None = None, last: int | None = None, never: Collection[int] = ()) -> int:
-        """Instructions on the longest way through the loop, or from `first` to `last` of it, past `never` and without those of
-        the loops inside it."""
-        start, end = loop.first if first is None else first, loop.last if last is None else last
-        inside = {index for inner in loop.inside for index in range(inner.first, inner.last)}
-        longest = [-math.inf] * (end - start) + [0.0]
-        for index in range(end - 1, start - 1, -1):
-            if index in never:
-                continue
-            one, following = self.code[index], [index + 1]
-            if one.operation.startswith("BRA") and one.operation != "BRA.DIV" and one.target is not None:
-                forward = one.target > index
-                following = ([index + 1] if one.predicated or not forward else []) + ([one.target] if forward else [])
-            elif one.operation == "EXIT" and not one.predicated:
-                following = [end]
-            ways = (longest[min(to, end) - start] for to in following)
-            longest[index - start] = (index not in inside) + max(ways)
-        if longest[0] < 0:
-            raise Unclear(f"no way from {start} to {end}")
-        return int(longest[0])
-
-
-def kernels(library: Path) -> dict[str, Kernel]:
-    """The library's sm_90 kernels by their mangled names; none where it has no code for sm_90."""
-    found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        tool("cuobjdump", "-xelf", "sm_90", str(library.resolve()), folder=folder)
-        for cubin in sorted(Path(folder).glob("*.cubin")):
-            for section in re.split(r"^\s*\.section\s+\.text\.", tool("nvdisasm", "-c", str(cubin)), flags=re.MULTILINE)[1:]:
-                code = instructions(section)
-                exits = [index for index, one in enumerate(code) if one.operation == "EXIT"]
-                found[section.split(",")[0]] = Kernel(code[: exits[-1] + 1])
-    return found
-
-
-@dataclass(frozen=True)
-class Queued:
-    """A launch: its blocks, the instructions of one of their warps, those among them in the loop over pixels, and bytes moved."""
-
-    blocks: int
-    count: float
-    inner: float
-    moved: int
-
-
-@dataclass(frozen=True)
-class Call:
-    """The launches of a call, and thread instructions per pixel in the first one's loop over pixels."""
-
-    queued: list[Queued]
-    per_pixel: float
-
-
-class Unclear(ValueError):
-    """The compiler made other loops than the model knows."""
-
-
-def only(what: str, found: list[Loop]) -> Loop:
-    if len(found) != 1:
-        raise Unclear(f"expected one loop with {what}, found {len(found)}")
-    return found[0]
-
-
-def streamed_rows(c: Conv) -> tuple[int, int, Counter[int]]:
-    """Of a map in csrc/lags_cuda.cu: turns of the loop over K rows, rows outside it, and how often the sums of each row
-    distance end."""
-    k, height, top, high = c.kernel[2], c.size[1], c.before[1], c.out[1]
-    turns, edges, ends = 0, 0, Counter[int]()
-    r = 0
-    while r < height:
-        until = min(high - top - 1, height - 1, r - r % 128 + 127)
-        while r >= k - 1 - top and r + k <= until:
-            turns, r = turns + 1, r + k
-        for d in range(k):
-            last = r < k - 1 - top or r - d + 1 >= high - top or r == height - 1 or r % 128 == 127
-            ends[d] += r >= d and last
-        edges, r = edges + 1, r + 1
-    return turns, edges, ends
-
-
-def products(k: int) -> int:
-    """Lags of a k x k kernel."""
-    return ((2 * k - 1) ** 2 + 1) // 2
-
-
-def row_loop(kernel: Kernel, k: int, columns: int) -> Loop:
-    """The loop over K rows of a lags kernel: a multiply-add for every lag, row and column."""
-    wanted = products(k) * k * columns
-    return only(f"{wanted} multiply-adds", [x for x in kernel.whole.in_order() if kernel.count(x, "FFMA") == wanted])
-
-
-def lags(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
-    k, columns, taps = c.kernel[2], p.columns, c.kernel[2] ** 2
-    samples = 32 if k == 3 else 16
-    lanes = THREADS // samples
-    while lanes * columns < c.size[2]:
-        lanes *= 2
-    kernel = named(found, f"4lagsI{TYPES[c.acts_type]}Li{k}ELi{columns}E")
-    inner = row_loop(kernel, k, columns)
-    nest = kernel.around(inner)
-    if len(nest) != 5:
-        raise Unclear(f"{len(nest)} loops around the rows of lags")
-    _, group, maps, row, _ = nest
-    one, whole = ("LDG.E" if TYPES[c.acts_type] == "f" else "LDG.E.U16"), c.size[2] % columns == 0
-    loads = (i for i in range(maps.first, maps.last) if kernel.code[i].operation.startswith("LDG"))
-    never = {i for i in loads if (kernel.code[i].operation == one) == whole}
-
-    ending = [loop for loop in row.inside if loop is not inner]
-    rest, begin, sums = iter(ending), ending[0].first, []
-    for d in range(k):
-        total, loop = 0, ending[0]
-        for s in range(0 if d == 0 else 1 - k, k):
-            loop = next(rest)
-            shuffles, heads = loop.inside if abs(s) < k - 1 else (loop, next(rest))
-            if kernel.count(shuffles, "SHFL") != 1 or lanes < k:
-                raise Unclear("the sums of lags")
-            turn = int(math.log2(lanes)) * kernel.way(shuffles) + kernel.way(heads)
-            total += (k - abs(s)) * (turn + kernel.way(loop)) if abs(s) < k - 1 else turn
-            loop = loop if abs(s) < k - 1 else heads
-        sums.append(total + kernel.way(row, begin, loop.last, never))
-        begin = loop.last
-    if next(rest, None) is not None:
-        raise Unclear("more loops than sums of lags")
-
-    turns, edges, ends = streamed_rows(c)
-    streamed = turns * kernel.way(inner, never=never)
-    an_edge = kernel.way(row, row.first, ending[0].first, never) + kernel.way(row, begin, row.last, never)
-    a_map = kernel.way(maps, never=never) + streamed + edges * an_edge + sum(n * sums[d] for d, n in ends.items())
-    features = taps * (taps + 1) // 2 * samples // THREADS
-    clear = [loop for loop in group.inside if loop.last <= maps.first][-1]
-    most = next(loop for loop in group.inside if loop.first >= maps.last)
-    rounds = samples * lanes // THREADS
-    a_group = (
-        kernel.way(group)
-        + ceil_div(features, kernel.count(clear, "STS")) * kernel.way(clear)
-        + ceil_div(features, kernel.count(most, "ATOMS")) * kernel.way(most)
-        + rounds * a_map
-        + phase_2(kernel, group, c, p, samples)
-    )
-    groups = ceil_div(p.part_samples, samples)
-    count = kernel.way(kernel.whole) + groups * a_group
-    first = Queued(p.parts * c.channels, count, groups * rounds * streamed, map_bytes(c) + sum_bytes(c, p))
-    return Call([first, finish(found, c, p)], kernel.way(inner, never=never) / (k * columns))
-
-
-def gram(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
-    taps = math.prod(c.kernel)
-    pairs = ceil_div(taps, 3) * (ceil_div(taps, 3) + 1) // 2
-    slots, units = max(THREADS // (pairs * p.staged), 1), 0
-    units = p.staged * pairs * slots
-    kernel = named(found, f"4gramI{TYPES[c.acts_type]}Li{9 if taps == 9 else 0}E")
-    nine = [x for x in kernel.whole.in_order() if kernel.count(x, "FFMA") == 9]
-    inner = only("9 multiply-adds", nine)
-    nest = kernel.around(inner)
-    if len(nest) != 8 or len(inner.inside) != 1:
-        raise Unclear(f"{len(nest)} loops around the products of gram")
-    _, group, places, depth, rows, tile, unit, _ = nest
-    clear = places.inside[0]
-    stage = only("the staged rows", [x for x in tile.inside if any(kernel.count(y, "LDG") for y in x.inside)])
-    last = only("the sums of all tiles", [x for x in places.inside if x.first > depth.last and x.inside])
-
-    lanes = min(32, 1 << (p.extent[2] - 1).bit_length())
-    turns = [ceil_div(p.staged * p.extent[0] * p.extent[1], THREADS // lanes), ceil_div(p.extent[2], lanes)]
-    staging = turns[0] * (kernel.way(stage) + turns[1] * kernel.way(stage.inside[0]))
-    tiles = [math.prod(extent) for extent in boxes(c, p)]
-    product = kernel.way(inner) + slots * kernel.way(inner.inside[0]) / min(c.out[2], p.box[2])
-    per_unit = ceil_div(units, THREADS)
-    outputs = sum(ceil_div(size, slots) for size in tiles)
-    a_place = (
-        kernel.way(places)
-        + ceil_div(units * 9, THREADS) * kernel.way(clear)
-        + ceil_div(p.staged * pairs * 9, THREADS) * (kernel.way(last) + slots * kernel.way(last.inside[0]))
-        + c.out[0] // p.box[0] * (kernel.way(depth) + ceil_div(c.out[1], p.box[1]) * kernel.way(rows))
-        + len(tiles) * (kernel.way(tile) + staging + per_unit * kernel.way(unit))
-        + per_unit * outputs * product
-    )
-    groups, at_once = ceil_div(p.part_samples, p.samples), ceil_div(p.samples, p.staged)
-    a_group = kernel.way(group) + at_once * a_place + phase_2(kernel, group, c, p, p.samples)
-    count = kernel.way(kernel.whole) + groups * a_group
-    pixels = groups * at_once * per_unit * outputs * product
-    first = Queued(p.parts * c.channels, count, pixels, map_bytes(c) + sum_bytes(c, p))
-    return Call([first, finish(found, c, p)], pairs * product)
-
-
-def boxes(c: Conv, p: Plan) -> list[tuple[int, ...]]:
-    """Outputs of every tile of a map."""
-    cuts = [[min(p.box[d], c.out[d] - at) for at in range(0, c.out[d], p.box[d])] for d in range(3)]
-    return list(itertools.product(*cuts))
-
-
-def phase_2(kernel: Kernel, group: Loop, c: Conv, p: Plan, samples: int) -> int:
-    """Of a block's samples (add_norms in csrc/forms.h)."""
-    taps, step = math.prod(c.kernel), p.filters
-    slots = THREADS * PER_THREAD // step
-    filters = group.inside[-1]
-    load, forms, *sums = filters.inside
-    if len(sums) != PER_THREAD or len(load.inside) != 2 or (taps == 9) != (kernel.count(forms, "FFMA") >= 8 * 45):
-        raise Unclear("the loops of phase 2")
-    a_form = kernel.way(forms)
-    if taps != 9:
-        row = only("rows of a form", forms.inside)
-        element = only("elements of a row", row.inside)
-        a_form += taps * kernel.way(row) + taps * (taps + 1) // 2 * kernel.way(element)
-    loading = kernel.way(load) + taps * sum(map(kernel.way, load.inside))
-    a_step = kernel.way(filters) + ceil_div(step, THREADS) * loading + ceil_div(samples // 2, slots) * a_form
-    return ceil_div(c.filters, step) * (a_step + (slots - 1) * sum(map(kernel.way, sums)))
-
-
-def finish(found: dict[str, Kernel], c: Conv, p: Plan) -> Queued:
-    """Where every part's sums are good."""
-    kernel = named(found, "6finishIf")
-    if len(kernel.whole.inside) != 2 or len(kernel.whole.inside[1].inside) != 1:
-        raise Unclear("the loops of finish")
-    scale, parts = kernel.whole.inside
-    wide = range(parts.inside[0].first, parts.inside[0].last)
-    count = kernel.way(kernel.whole, never=range(scale.first, scale.last)) + p.parts * kernel.way(parts, never=wide)
-    return Queued(c.channels * ceil_div(c.filters, 4), count, 0, sum_bytes(c, p))
-
-
-def norms(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
-    kernel = named(found, f"5normsI{TYPES[c.acts_type]}E")
-    samples = only("samples", kernel.whole.inside)
-    if [kernel.count(loop, name) for loop, name in zip(samples.inside, ("LDG", "LDG", "LDG", "SHFL"))] != [4, 1, 4, 2]:
-        raise Unclear("the loops of norms")
-    joined, rest, strided, shuffles = samples.inside
-    pixels = math.prod(c.size)
-    lanes = min(32, 1 << (pixels - 1).bit_length())
-    even = c.size[1] == 1 or c.acts_x[1] == c.size[2] * c.acts_x[2]
-    loads = {i for i in range(samples.first, samples.last) if kernel.code[i].operation.startswith("LDG")}
-    own = {i for i in loads if not any(loop.first <= i < loop.last for loop in samples.inside)}
-    if even:
-        never = own
-        inner = pixels // (4 * lanes) * kernel.way(joined)
-        inner += ceil_div(pixels % (4 * lanes), lanes) * kernel.way(rest)
-        per_pixel = kernel.way(joined) / 4
-    else:
-        never = {i for loop in (joined, rest) for i in range(loop.first, loop.last)}
-        inner = ceil_div(pixels, lanes) // 4 * kernel.way(strided)
-        per_pixel = kernel.way(strided) / 4
-    a_turn = kernel.way(samples, never=never) + inner + int(math.log2(lanes)) * kernel.way(shuffles)
-    turns = ceil_div(p.part_samples, THREADS // lanes)
-    sums = p.parts * c.channels * 8
-    adding, scaling = named(found, "9add_parts"), named(found, "5scaleIf")
-    four, single = adding.whole.inside
-    added = adding.way(adding.whole) + p.parts // 4 * adding.way(four) + p.parts % 4 * adding.way(single)
-    scaled = scaling.way(scaling.whole) + max(map(scaling.way, scaling.whole.inside))
-    connections = c.groups * c.filters * (c.channels // c.groups)
-    queued = [
-        Queued(p.parts * c.channels, kernel.way(kernel.whole) + turns * a_turn, turns * inner, map_bytes(c) + sums),
-        Queued(ceil_div(c.channels, THREADS), added, 0, sums),
-        Queued(ceil_div(connections, THREADS), scaled, 0, connections * 8),
-    ]
-    return Call(queued, per_pixel)
-
-
-MODELS = {"norms": norms, "lags": lags, "gram": gram}
-TYPES = ["NS_4HalfE", "NS_8BFloat16E", "f", "d"]
-"""Of activations, as in a kernel's mangled name, in the order of csrc/conv.h."""
-
-
-def named(found: dict[str, Kernel], part: str) -> Kernel:
-    names = [name for name in found if part in name]
-    if len(names) != 1:
-        raise Unclear(f"kernels named {part}: {len(names)}")
-    return found[names[0]]
-
-
-def map_bytes(c: Conv) -> int:
-    return c.samples * c.channels * math.prod(c.size) * (4 if TYPES[c.acts_type] == "f" else 2)
-
-
-def sum_bytes(c: Conv, p: Plan) -> int:
-    """What the parts leave."""
-    return p.parts * c.channels * c.filters * 8
-
-
 def layer_row(found: dict[str, Kernel], name: str, case: Case, c: Conv, p: Plan, triton: float) -> list[Any]:
     call = MODELS[PATHS[p.path]](found, c, p)
-    predictions = [predicted(one.blocks, WARPS, one.count, one.inner, one.moved) for one in call.queued]
+    predictions = [prediction(one.blocks, THREADS // 32, one.count, one.phase_1, one.moved) for one in call.queued]
     floor = case.layer.bytes(case.samples, DTYPES[case.dtype]) / BANDWIDTH
-    seconds = sum(prediction.seconds for prediction in predictions)
+    seconds = sum(one.seconds for one in predictions)
     return [
         name, case.layer.name, case.dtype, PATHS[p.path], math.prod(case.layer.size), call.per_pixel, floor * 1e6,
         seconds * 1e6, floor / seconds, bound(call.queued[0].blocks, predictions[0], len(predictions)), triton,
         seconds * 1e6 / triton,
     ]  # fmt: skip
+
+
+def section(rows: list[list[Any]], unclear: list[str]) -> list[str]:
+    """The report's lines."""
+    large = [row for row in rows if row[4] >= LARGE]
+    lines = [HEADING, "", ASSUMPTIONS, ""]
+    for what, some, most in (("28x28 and more", large, 1.0), ("less", [row for row in rows if row[4] < LARGE], 1.5)):
+        slow = sum(row[-1] > most for row in some)
+        ratios = [row[-1] for row in some]
+        lines.append(
+            f"Maps of {what}: {len(some) - slow} of {len(some)} rows within {most} x Triton's predicted time, geometric mean "
+            f"{math.exp(sum(map(math.log, ratios)) / len(ratios)):.2f}, largest {max(ratios):.1f}."
+        )
+    reached = sum(row[-4] >= AIM[row[2]] for row in large)
+    lines += [f"Of those with 28x28 and more, {reached} of {len(large)} reach the share of the floor asked for above.", ""]
+    lines += [f"Left out, for the compiler made other loops there: {'; '.join(unclear)}.", ""] if unclear else []
+    return [*lines, *table([COLUMNS, *map(formatted, rows)])]
+
+
+def formatted(row: list[Any]) -> list[str]:
+    *start, per_pixel, floor, seconds, share, by, triton, ratio = row
+    times = [f"{per_pixel:.2f}", f"{floor:.1f}", f"{seconds:.1f}", f"{share:.0%}", by, f"{triton:.1f}", f"{ratio:.2f}"]
+    return [*map(str, start), *times]
+
+
+def report(out: Path) -> None:
+    """cuda-layers.csv, and the section of report.md, which takes the place of an older one."""
+    found = kernels(extension.FOLDER / extension.LIBRARY)
+    with open(out / "layers.csv", newline="") as file:
+        triton = {(row["suite"], row["layer"], row["dtype"]): float(row["predicted us"]) for row in csv.DictReader(file)}
+    layers = [(name, case) for name in SUITES for case in cases(name, AIM) if case.layer.size]
+    calls = [conv(case) for _, case in layers]
+    rows, unclear = [], []
+    for (name, case), c, p in zip(layers, calls, plans(calls)):
+        label = (name, case.layer.name, case.dtype)
+        if PATHS[p.path] not in MODELS:
+            unclear.append(" ".join(label) + f" ({PATHS[p.path]} has no model)")
+            continue
+        try:
+            rows.append(layer_row(found, name, case, c, p, triton[label]))
+        except Unclear as why:
+            unclear.append(" ".join(label) + f" ({why})")
+    with open(out / "cuda-layers.csv", "w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+    kept = (out / "report.md").read_text().split(HEADING)[0].rstrip()
+    (out / "report.md").write_text("\n".join([kept, "", *section(rows, unclear)]) + "\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder with the layers.csv and report.md of aot_report")
+    if why := unavailable():
+        print(f"no CUDA kernels to predict: {why}")
+        return 0
+    report(parser.parse_args().out)
+    return 0
+
+
+def unavailable() -> str | None:
+    """Why there are no sm_90 kernels in the library."""
+    if why := extension.unavailable():
+        return why
+    chips = cuda.architectures()
+    return None if 90 in chips else f"the library has code for {chips}, not for sm_90"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -111,11 +111,15 @@ class Prediction:
         return LAUNCH + max(self.memory, self.instructions)
 
 
-def predicted(programs: int, num_warps: int, count: float, inner: float, moved: float) -> Prediction:
-    """Of a launch whose warps have so many instructions, so many of them in the loop over pixels, and that moves so many bytes."""
+def prediction(programs: int, num_warps: int, count: float, inner: float, moved: float) -> Prediction:
+    """Of a launch that moves so many bytes, with `count` instructions of a warp, `inner` of them in the loop over pixels."""
     warps = plan.ceil_div(programs, MULTIPROCESSORS) * num_warps
     issued = warps * count / (min(4, warps) * CLOCK * REACHED_ISSUE)
     return Prediction(moved / (BANDWIDTH * REACHED_BANDWIDTH), issued, inner / count)
+
+
+def predicted(launch: Launch, code: Loop | None, moved: float) -> Prediction:
+    return prediction(launch.programs, launch.num_warps, *instructions(launch, code), moved)
 
 
 def occupancy(launch: Launch, binary: Binary) -> float:
@@ -167,8 +171,7 @@ def layer_row(name: str, case: Case, binaries: dict[str, Binary]) -> list[Any]:
     for number, launch in enumerate(made):
         sums = launch.arguments["sums"]
         moved = size * (number == 0) + sums.numel() * sums.element_size()
-        count, in_pixels = instructions(launch, binaries[identity(launch, SM_90)].code)
-        predictions.append(predicted(launch.programs, launch.num_warps, count, in_pixels, moved))
+        predictions.append(predicted(launch, binaries[identity(launch, SM_90)].code, moved))
     first, binary = made[0], binaries[identity(made[0], SM_90)]
     seconds, floor = sum(prediction.seconds for prediction in predictions), size / BANDWIDTH
     inner = inner_loop(first, binary.code) if binary.code else ()
