@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.aot import DTYPES, Case, cases
 from benchmarks.aot_report import AIM, BANDWIDTH, LARGE, bound, prediction, table
-from benchmarks.cuda_code import Kernel, Unclear, kernels
+from benchmarks.cuda_code import Kernel, kernels
 from benchmarks.cuda_model import MODELS, THREADS
 from benchmarks.cuda_plan import Conv, Plan, conv, plans
 from benchmarks.suites import SUITES
@@ -90,7 +90,7 @@ def report(out: Path) -> None:
             continue
         try:
             rows.append(layer_row(found, name, case, c, p, triton[label]))
-        except Unclear as why:
+        except (ValueError, IndexError, StopIteration, ZeroDivisionError) as why:  # loops that are not there
             unclear.append(" ".join(label) + f" ({why})")
     with open(out / "cuda-layers.csv", "w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])

@@ -66,6 +66,8 @@ def plans(calls: list[Conv]) -> list[Plan]:
         source, library = Path(folder, "plan.cpp"), Path(folder, "plan.so")
         source.write_text(
             '#include "plan_cuda.cpp"\n'
+            f"static_assert(sizeof(nnrelief::Conv) == {ctypes.sizeof(Conv)});\n"
+            f"static_assert(sizeof(nnrelief::CudaPlan) == {ctypes.sizeof(Plan)});\n"
             'extern "C" void plan(const nnrelief::Conv& c, nnrelief::CudaPlan& p) { p = nnrelief::plan_cuda(c); }\n'
         )
         subprocess.run(["g++", "-std=c++17", "-fPIC", "-shared", f"-I{CSRC}", str(source), "-o", str(library)], check=True)

@@ -11,6 +11,7 @@ import torch
 import setup as build
 from nnrelief_kernels import extension, score_conv, score_linear
 from nnrelief_kernels.backends import cuda
+from nnrelief_kernels.backends.compiled import PATHS
 
 NVCC = build.find_nvcc()
 LIBRARY = extension.FOLDER / extension.LIBRARY
@@ -134,6 +135,17 @@ def test_rows_of_lags_are_counted_once(k, size, padding):
     turns, edges, ends = model.streamed_rows(plan.conv(plan.Case("", layer, 10, "float32")))
     assert turns * k + edges == size
     assert all(ends[d] >= 1 for d in range(min(k, size)))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_plans_are_those_of_plan_cuda():
+    plan, suites = (pytest.importorskip(f"benchmarks.{name}", exc_type=ImportError) for name in ("cuda_plan", "suites"))
+    layers = [suites.Layer("", (4, 2, k, k), (size, size), stride, k // 2)
+              for k, size, stride in ((3, 28, 1), (3, 8, 1), (5, 12, 1), (3, 28, 2), (1, 28, 2))]  # fmt: skip
+    made = plan.plans([plan.conv(plan.Case("", layer, 100, "float32")) for layer in layers])
+    assert [PATHS[p.path] for p in made] == ["lags", "lags", "lags", "gram", "norms"]
+    assert [p.columns for p in made[:3]] == [4, 2, 2]
+    assert all((p.parts - 1) * p.part_samples < 100 <= p.parts * p.part_samples for p in made)
 
 
 def test_the_longest_and_the_shortest_way_through_machine_code():
