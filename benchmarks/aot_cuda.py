@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import csv
 import math
+import re
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,17 +25,19 @@ from nnrelief_kernels import extension
 from nnrelief_kernels.backends import cuda
 from nnrelief_kernels.backends.compiled import PATHS
 
+LIBRARY = extension.FOLDER / extension.LIBRARY
 HEADING = "# The CUDA kernels of the compiled extension"
 ASSUMPTIONS = """\
 The same prediction from the machine code of the library's own sm_90 kernels, for contiguous tensors: every launch of a call
 (norms, add_parts and scale; lags or gram, and finish), its blocks as csrc/plan_cuda.cpp cuts them. Each span of machine code
-counts as the longest way through it that one warp can take, and every warp of a block is taken to go it, so the instructions
-are an upper bound where warps part (the last step of phase 2, the sums that one thread writes); loops count as often as the
-source's bounds say: rows in the stream and rows at the edges with the sums that end there, tiles and their outputs, the
-samples' clears and maxima, phase 2 with its kernels' loads. Left out: what a block does once in a loop of its own (where taps
-lie), code for warps that have come apart, the float64 way out (no map is out of float32's safe range), the narrower throughput
-of float64, conversions and shared memory, and whatever warps do not hide, as above. Linear layers are left out. Pixels are
-those of the input for norms and lags, of the output for gram."""
+counts as the longest way through it that one warp can take, and loops as often as the source's bounds say: rows of a map in the
+stream and rows at its edges, with the sums that end there; tiles, their rows and their outputs; the clears and maxima of a
+group of samples; phase 2 with its kernels' loads. Where warps of a block part, all are taken to go the longest way, except in
+the loads of kernels and the sums of slots in phase 2 and in the last lines of finish. Left out: loops that a block goes through
+once (where taps lie), code for warps that have come apart, the float64 way out (no map is out of float32's safe range), the
+narrower throughput of float64, of conversions and of shared memory, waves of blocks, and whatever warps do not hide, as above.
+Linear layers are left out. Pixels are those of the input for norms and lags, of the output for gram; "pixels" as a bound
+is all of phase 1, "filters" the rest."""
 COLUMNS = [
     "suite", "layer", "dtype", "path", "pixels", "instructions / pixel", "floor us", "predicted us", "floor / predicted",
     "bound by", "Triton us", "predicted / Triton",
@@ -55,14 +59,16 @@ def layer_row(found: dict[str, Kernel], name: str, case: Case, c: Conv, p: Plan,
 def section(rows: list[list[Any]], unclear: list[str]) -> list[str]:
     """The report's lines."""
     large = [row for row in rows if row[4] >= LARGE]
-    lines = [HEADING, "", ASSUMPTIONS, ""]
+    compiler = re.search(rb"Cuda compilation tools, release [0-9.]+, V([0-9.]+)", LIBRARY.read_bytes())
+    version = f" (nvcc {compiler[1].decode()})" if compiler else ""
+    lines = [HEADING + version, "", ASSUMPTIONS, ""]
     for what, some, most in (("28x28 and more", large, 1.0), ("less", [row for row in rows if row[4] < LARGE], 1.5)):
-        slow = sum(row[-1] > most for row in some)
-        ratios = [row[-1] for row in some]
-        lines.append(
-            f"Maps of {what}: {len(some) - slow} of {len(some)} rows within {most} x Triton's predicted time, geometric mean "
-            f"{math.exp(sum(map(math.log, ratios)) / len(ratios)):.2f}, largest {max(ratios):.1f}."
-        )
+        near, means = sum(row[-1] <= most for row in some), []
+        for path in MODELS:
+            if ratios := [row[-1] for row in some if row[3] == path]:
+                means.append(f"{path} {statistics.geometric_mean(ratios):.2f} (up to {max(ratios):.1f})")
+        lines.append(f"Maps of {what}: {near} of {len(some)} rows within {most} x Triton's predicted time; geometric means:")
+        lines.append(f"{', '.join(means)}.")
     reached = sum(row[-4] >= AIM[row[2]] for row in large)
     lines += [f"Of those with 28x28 and more, {reached} of {len(large)} reach the share of the floor asked for above.", ""]
     lines += [f"Left out, for the compiler made other loops there: {'; '.join(unclear)}.", ""] if unclear else []
@@ -77,7 +83,7 @@ def formatted(row: list[Any]) -> list[str]:
 
 def report(out: Path) -> None:
     """cuda-layers.csv, and the section of report.md, which takes the place of an older one."""
-    found = kernels(extension.FOLDER / extension.LIBRARY)
+    found = kernels(LIBRARY)
     with open(out / "layers.csv", newline="") as file:
         triton = {(row["suite"], row["layer"], row["dtype"]): float(row["predicted us"]) for row in csv.DictReader(file)}
     layers = [(name, case) for name in SUITES for case in cases(name, AIM) if case.layer.size]

@@ -56,6 +56,12 @@ def streamed_rows(c: Conv) -> tuple[int, int, Counter[int]]:
     return turns, edges, ends
 
 
+def new_windows(c: Conv, far: int) -> int:
+    """Windows of columns for the lags `far` columns apart, but for those that have the columns of the one before."""
+    begins = (tap - c.before[2] for tap in range(c.kernel[2] - far))
+    return sum(tap == 0 or begin > 0 or begin + c.out[2] <= c.size[2] - far for tap, begin in enumerate(begins))
+
+
 def products(k: int) -> int:
     """Lags of a k x k kernel."""
     return ((2 * k - 1) ** 2 + 1) // 2
@@ -88,13 +94,16 @@ def lags(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
     for d in range(k):
         total, loop = 0, ending[0]
         for s in range(0 if d == 0 else 1 - k, k):
-            loop = next(rest)
-            shuffles, heads = loop.inside if abs(s) < k - 1 else (loop, next(rest))
+            loop, windows = next(rest), k - abs(s)
+            shuffles, heads = loop.inside if windows > 1 else (loop, next(rest))
             if kernel.count(shuffles, "SHFL") != 1 or lanes < k:
                 raise Unclear("the sums of lags")
-            turn = int(math.log2(lanes)) * kernel.way(shuffles) + kernel.way(heads)
-            total += (k - abs(s)) * (turn + kernel.way(loop)) if abs(s) < k - 1 else turn
-            loop = loop if abs(s) < k - 1 else heads
+            summed = new_windows(c, abs(s))
+            total += summed * int(math.log2(lanes)) * kernel.way(shuffles) + windows * kernel.way(heads)
+            if windows > 1:
+                again = kernel.way(loop, through=[heads.first])
+                total += summed * kernel.way(loop) + (windows - summed) * again
+            loop = loop if windows > 1 else heads
         sums.append(total + kernel.way(row, begin, loop.last, never=never))
         begin = loop.last
     if next(rest, None) is not None:
@@ -171,8 +180,8 @@ def boxes(c: Conv, p: Plan) -> list[tuple[int, ...]]:
     return list(itertools.product(*cuts))
 
 
-def phase_2(kernel: Kernel, group: Loop, c: Conv, p: Plan, samples: int) -> int:
-    """Of a block's samples (add_norms in csrc/forms.h)."""
+def phase_2(kernel: Kernel, group: Loop, c: Conv, p: Plan, samples: int) -> float:
+    """Of a block's samples (add_norms in csrc/forms.h), on average over its warps: not all load kernels and add up sums."""
     taps, step = math.prod(c.kernel), p.filters
     slots = THREADS * PER_THREAD // step
     filters = group.inside[-1]
@@ -184,11 +193,11 @@ def phase_2(kernel: Kernel, group: Loop, c: Conv, p: Plan, samples: int) -> int:
         row = only("rows of a form", forms.inside)
         element = only("elements of a row", row.inside)
         a_form += taps * kernel.way(row) + taps * (taps + 1) // 2 * kernel.way(element)
-    loading = kernel.way(load) + taps * sum(map(kernel.way, load.inside))
-    a_step: int = kernel.way(filters) + ceil_div(step, THREADS) * loading + ceil_div(samples // 2, slots) * a_form
+    loading = (kernel.way(load) + taps * sum(map(kernel.way, load.inside))) * step / THREADS
+    adding = (slots - 1) * sum(map(kernel.way, sums)) * max(step // PER_THREAD, 32) / THREADS
+    a_step: float = kernel.way(filters) + loading + ceil_div(samples // 2, slots) * a_form + adding
     steps: int = ceil_div(c.filters, step)
-    adding: int = (slots - 1) * sum(map(kernel.way, sums))
-    return steps * (a_step + adding)
+    return steps * a_step
 
 
 def finish(found: dict[str, Kernel], c: Conv, p: Plan) -> Queued:
@@ -198,7 +207,10 @@ def finish(found: dict[str, Kernel], c: Conv, p: Plan) -> Queued:
         raise Unclear("the loops of finish")
     scale, parts = kernel.whole.inside
     wide = range(parts.inside[0].first, parts.inside[0].last)
-    count = kernel.way(kernel.whole, never=range(scale.first, scale.last)) + p.parts * kernel.way(parts, never=wide)
+    float64 = range(scale.first, scale.last)
+    most = next(index for index in kernel.places(kernel.whole, "EXIT") if index >= parts.last) + 1  # of all warps but one
+    ways = [kernel.way(kernel.whole, last=last, never=float64) for last in (None, most, most, most)]
+    count = sum(ways) / len(ways) + p.parts * kernel.way(parts, never=wide)
     return Queued(c.channels * ceil_div(c.filters, 4), count, 0, sum_bytes(c, p))
 
 
