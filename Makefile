@@ -41,9 +41,11 @@ sanitize: $(STAMP)
 	cd build/sanitize && ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		$(CURDIR)/$(BIN)/python -m pytest tests/test_cpu.py tests/test_scoring.py -k "not torch and not million"
 
-# Registers, shared memory and predicted times of the Triton kernels; needs no GPU.
+# Registers, shared memory and predicted times of the Triton kernels, and predicted times of the CUDA kernels beside them; needs
+# no GPU.
 aot-report: $(STAMP)
 	$(BIN)/python -m benchmarks.aot_report --out benchmarks/results/aot
+	$(BIN)/python -m benchmarks.aot_cuda --out benchmarks/results/aot
 
 # On a machine with a GPU, torch, triton, pytest and nvcc, without network: `make gpu PYTHON=python3 OUT=folder`.
 gpu:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -156,9 +156,9 @@ def compiled(launch: Launch, target: plan.Target) -> Binary:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
         file.flush()
-        usage = _tool("cuobjdump", "-res-usage", file.name)
+        usage = tool("cuobjdump", "-res-usage", file.name)
         registers, stack = (int(re.findall(rf"{key}:(\d+)", usage)[0]) for key in ("REG", "STACK"))
-        code = _loops(_tool("nvdisasm", "-c", file.name))
+        code = loops(instructions(tool("nvdisasm", "-c", file.name)))
     local = any(name.startswith(("STL", "LDL")) for loop in code.in_order() for name in loop.operations)
     spills = _spilled(made.asm["ptx"], target.arch) if stack and local else 0  # a stack may also be a called function's frame
     return Binary(registers, spills, made.metadata.shared, code)
@@ -177,34 +177,45 @@ def _spilled(ptx: str, arch: int | str) -> int:
     return sum(int(bytes_) for bytes_ in re.findall(r"(\d+) bytes spill", usage))
 
 
-def _tool(name: str, *arguments: str) -> str:
-    return subprocess.run([str(TOOLS / name), *arguments], capture_output=True, text=True, check=True).stdout
+def tool(name: str, *arguments: str, folder: str | None = None) -> str:
+    """What a tool beside Triton's compiler prints, run in the folder."""
+    return subprocess.run([str(TOOLS / name), *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
-def _loops(disassembly: str) -> Loop:
-    """A loop is what lies between a label and the last branch back to it."""
-    operations: list[str] = []
+@dataclass(frozen=True)
+class Instruction:
+    operation: str
+    predicated: bool
+    target: int | None
+    """Of a branch: the instruction it goes to."""
+
+
+def instructions(disassembly: str) -> list[Instruction]:
+    found: list[tuple[str, bool, str | None]] = []
     labels: dict[str, int] = {}
-    ends: dict[int, int] = {}
     for line in disassembly.splitlines():
         if label := re.match(r"\s*(\.L_\w+):", line):
-            labels[label[1]] = len(operations)
-        elif instruction := re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)", line):
-            operations.append(instruction[1])
-            to = re.search(r"(\.L_\w+)", instruction[2])
-            if instruction[1].startswith("BRA") and to and labels.get(to[1], len(operations)) < len(operations) - 1:
-                ends[labels[to[1]]] = len(operations)
-    whole = Loop(0, len(operations))
+            labels[label[1]] = len(found)
+        elif made := re.match(r"\s*/\*[0-9a-f]+\*/\s+(@!?\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)", line):
+            to = re.search(r"(\.L_\w+)", made[3]) if made[2].startswith("BRA") else None
+            found.append((made[2], bool(made[1]), to and to[1]))
+    return [Instruction(name, predicated, labels.get(to) if to else None) for name, predicated, to in found]
+
+
+def loops(code: Sequence[Instruction]) -> Loop:
+    """A loop is what lies between a label and the last branch back to it."""
+    ends = {one.target: index + 1 for index, one in enumerate(code) if one.target is not None and one.target < index}
+    whole = Loop(0, len(code))
     for first, last in sorted(ends.items(), key=lambda span: (span[0], -span[1])):
         parent = whole
         while inner := next((loop for loop in parent.inside if loop.first <= first and last <= loop.last), None):
             parent = inner
         parent.inside.append(Loop(first, last))
-    for index, operation in enumerate(operations):
+    for index, one in enumerate(code):
         loop = whole
         while inner := next((loop for loop in loop.inside if loop.first <= index < loop.last), None):
             loop = inner
-        loop.operations[operation] += 1
+        loop.operations[one.operation] += 1
     return whole
 
 

@@ -111,12 +111,15 @@ class Prediction:
         return LAUNCH + max(self.memory, self.instructions)
 
 
-def predicted(launch: Launch, code: Loop | None, moved: float) -> Prediction:
-    """Of a launch that moves so many bytes."""
-    warps = plan.ceil_div(launch.programs, MULTIPROCESSORS) * launch.num_warps
-    count, inner = instructions(launch, code)
+def prediction(programs: int, num_warps: int, count: float, inner: float, moved: float) -> Prediction:
+    """Of a launch that moves so many bytes, with `count` instructions of a warp, `inner` of them in the loop over pixels."""
+    warps = plan.ceil_div(programs, MULTIPROCESSORS) * num_warps
     issued = warps * count / (min(4, warps) * CLOCK * REACHED_ISSUE)
     return Prediction(moved / (BANDWIDTH * REACHED_BANDWIDTH), issued, inner / count)
+
+
+def predicted(launch: Launch, code: Loop | None, moved: float) -> Prediction:
+    return prediction(launch.programs, launch.num_warps, *instructions(launch, code), moved)
 
 
 def occupancy(launch: Launch, binary: Binary) -> float:
@@ -144,15 +147,15 @@ def inner_loop(launch: Launch, code: Loop) -> tuple[float, ...]:
     return tuple(count / pixels for count in counts)
 
 
-def bound(launch: Launch, prediction: Prediction, count: int) -> str:
-    """What a layer of `count` launches, of which this is the first, spends most of its time on."""
+def bound(programs: int, prediction: Prediction, count: int) -> str:
+    """What a layer of `count` launches, of which the first has so many programs, spends most of its time on."""
     parts = {"memory": prediction.memory, "launches": LAUNCH * count}
     parts |= {"pixels": prediction.instructions * prediction.inner, "filters": prediction.instructions * (1 - prediction.inner)}
     if max(prediction.memory, LAUNCH * count) > prediction.instructions:
         parts = {name: parts[name] for name in ("memory", "launches")}
     name = max(parts, key=parts.__getitem__)
-    few = name in ("pixels", "filters") and launch.programs < MULTIPROCESSORS
-    return f"{name}, {launch.programs} programs" if few else name
+    few = name in ("pixels", "filters") and programs < MULTIPROCESSORS
+    return f"{name}, {programs} programs" if few else name
 
 
 LAYER_COLUMNS = [
@@ -176,7 +179,7 @@ def layer_row(name: str, case: Case, binaries: dict[str, Binary]) -> list[Any]:
         name, case.layer.name, case.dtype, first.kernel.__name__.removesuffix("_kernel"), math.prod(case.layer.size),
         first.num_warps, binary.registers, binary.shared, f"{occupancy(first, binary):.0%}",
         *([f"{value:.2f}" for value in inner] or [""] * 4),
-        floor * 1e6, seconds * 1e6, floor / seconds, bound(first, predictions[0], len(made)),
+        floor * 1e6, seconds * 1e6, floor / seconds, bound(first.programs, predictions[0], len(made)),
     ]  # fmt: skip
 
 
@@ -213,11 +216,11 @@ def report(jobs: int | None, out: Path) -> None:
         f"Of the {len(large)} rows with maps of 28x28 and more, {len(large) - len(short)} reach {AIM['float32']:.0%} of the "
         f"floor in float32, {AIM['bfloat16']:.0%} in bfloat16. The others:",
         "",
-        *_table([LAYER_COLUMNS, *map(_formatted, short)], few=True),
+        *table([LAYER_COLUMNS, *map(_formatted, short)], few=True),
         "",
         "All layers, at the batch sizes of the suites on a GPU, with the figures of their first kernel:",
         "",
-        *_table([LAYER_COLUMNS, *map(_formatted, rows)]),
+        *table([LAYER_COLUMNS, *map(_formatted, rows)]),
     ]
     (out / "report.md").write_text("\n".join(lines) + "\n")
 
@@ -227,7 +230,7 @@ def _formatted(row: Sequence[Any]) -> list[str]:
     return [*map(str, start), f"{floor:.1f}", f"{seconds:.1f}", f"{share:.0%}", by]
 
 
-def _table(rows: Sequence[list[str]], few: bool = False) -> list[str]:
+def table(rows: Sequence[list[str]], few: bool = False) -> list[str]:
     """Rows of which the first is the header, as Markdown; of `few` columns, the layer's and the times."""
     header, *body = [row[:5] + row[-4:] for row in rows] if few else rows
     return ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *body)]

@@ -13,6 +13,7 @@ import torch
 import setup as build
 from nnrelief_kernels import extension, score_conv, score_linear
 from nnrelief_kernels.backends import cuda
+from nnrelief_kernels.backends.compiled import PATHS
 
 NVCC = build.find_nvcc()
 LIBRARY = extension.FOLDER / extension.LIBRARY
@@ -141,3 +142,57 @@ def test_the_current_stream_can_be_looked_up_where_torch_has_cuda():
 def test_chips_that_are_served(capability, served, monkeypatch):
     monkeypatch.setattr(cuda, "architectures", lambda: [80, 86, 90, 100])
     assert cuda.serves(capability) is served
+
+
+@needs_kernels
+def test_machine_code_has_the_multiply_adds_of_the_source():
+    """What the times predicted for sm_90 rest on (benchmarks/cuda_model.py): a product for every lag, row and column."""
+    model, code = (pytest.importorskip(f"benchmarks.cuda_{name}", exc_type=ImportError) for name in ("model", "code"))
+    if 90 not in cuda.architectures():
+        pytest.skip("no code for sm_90")
+    found = code.kernels(LIBRARY)
+    for kind in model.TYPES[:3]:
+        for k, columns, lags in ((3, 2, 13), (3, 4, 13), (3, 8, 13), (5, 2, 41)):
+            kernel = code.named(found, f"4lagsI{kind}Li{k}ELi{columns}E")
+            loop = model.row_loop(kernel, k, columns)
+            assert kernel.count(loop, "FFMA") == lags * k * columns
+            assert not loop.inside
+            assert lags * k * columns < kernel.way(loop) <= sum(loop.operations.values())
+
+
+@pytest.mark.parametrize(("k", "size", "padding"), [(3, 32, 1), (3, 300, 1), (3, 2, 1), (3, 9, 0), (5, 12, 0), (5, 7, 2)])
+def test_rows_of_lags_are_counted_once(k, size, padding):
+    """The last sums of every row distance end with the map."""
+    model = pytest.importorskip("benchmarks.cuda_model", exc_type=ImportError)
+    plan, suites = (pytest.importorskip(f"benchmarks.{name}", exc_type=ImportError) for name in ("cuda_plan", "suites"))
+    layer = suites.Layer("", (4, 2, k, k), (size, size), padding=padding)
+    turns, edges, ends = model.streamed_rows(plan.conv(plan.Case("", layer, 10, "float32")))
+    assert turns * k + edges == size
+    assert all(ends[d] >= 1 for d in range(min(k, size)))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_plans_are_those_of_plan_cuda():
+    plan, suites = (pytest.importorskip(f"benchmarks.{name}", exc_type=ImportError) for name in ("cuda_plan", "suites"))
+    layers = [suites.Layer("", (4, 2, k, k), (size, size), stride, k // 2)
+              for k, size, stride in ((3, 28, 1), (3, 8, 1), (5, 12, 1), (3, 28, 2), (1, 28, 2))]  # fmt: skip
+    made = plan.plans([plan.conv(plan.Case("", layer, 100, "float32")) for layer in layers])
+    assert [PATHS[p.path] for p in made] == ["lags", "lags", "lags", "gram", "norms"]
+    assert [p.columns for p in made[:3]] == [4, 2, 2]
+    assert all((p.parts - 1) * p.part_samples < 100 <= p.parts * p.part_samples for p in made)
+
+
+def test_the_longest_and_the_shortest_way_through_machine_code():
+    """Past a branch that skips two instructions, and with a loop inside that is counted on its own."""
+    aot, code = (pytest.importorskip(f"benchmarks.{name}", exc_type=ImportError) for name in ("aot", "cuda_code"))
+    lines = ["@P0 BRA `(.L_1)", "LDG.E R0", "IADD R0", ".L_1:", ".L_2:", "FFMA R1", "@P1 BRA `(.L_2)", "STG R1", "EXIT"]
+    text = "\n".join(line if line.endswith(":") else f"  /*0000*/  {line} ;" for line in lines)
+    kernel = code.Kernel(aot.instructions(text))
+    (inner,) = kernel.whole.inside
+    assert (inner.first, inner.last, kernel.way(inner)) == (3, 5, 2)
+    assert kernel.way(kernel.whole) == 5
+    assert kernel.way(kernel.whole, never={1}) == 3
+    assert kernel.way(kernel.whole, through=[5]) == 3
+    assert kernel.way(kernel.whole, through=[1]) == 5
+    with pytest.raises(code.Unclear):
+        kernel.way(kernel.whole, never={5})

@@ -1,0 +1,261 @@
+"""How many instructions a warp of the CUDA kernels issues for a call: their loops in the machine code, and how often csrc/*.cu
+goes through each.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from benchmarks.aot import Loop
+from benchmarks.cuda_code import Kernel, Unclear, named, only
+from benchmarks.cuda_plan import Conv, Plan
+from nnrelief_kernels.backends.triton.plan import ceil_div
+
+THREADS, PER_THREAD = 128, 4
+"""Of a block, and filters of a thread in phase 2 (csrc/conv_cuda.h)."""
+TYPES = ["NS_4HalfE", "NS_8BFloat16E", "f", "d"]
+"""Of activations, as in a kernel's mangled name, in the order of csrc/conv.h."""
+ITEM = [2, 2, 4, 8]
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A launch: its blocks, the instructions of one of their warps, those of phase 1 among them, and bytes moved."""
+
+    blocks: int
+    count: float
+    phase_1: float
+    moved: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """The launches of a call, and thread instructions per pixel in the first one's loop over pixels."""
+
+    queued: list[Queued]
+    per_pixel: float
+
+
+def streamed_rows(c: Conv) -> tuple[int, int, Counter[int]]:
+    """Of a map in csrc/lags_cuda.cu: turns of the loop over K rows, rows outside it, and how often the sums of each row
+    distance end."""
+    k, height, top, high = c.kernel[2], c.size[1], c.before[1], c.out[1]
+    turns, edges, ends = 0, 0, Counter[int]()
+    r = 0
+    while r < height:
+        until = min(high - top - 1, height - 1, r - r % 128 + 127)
+        while r >= k - 1 - top and r + k <= until:
+            turns, r = turns + 1, r + k
+        for d in range(k):
+            last = r < k - 1 - top or r - d + 1 >= high - top or r == height - 1 or r % 128 == 127
+            ends[d] += r >= d and last
+        edges, r = edges + 1, r + 1
+    return turns, edges, ends
+
+
+def new_windows(c: Conv, far: int) -> int:
+    """Windows of columns for the lags `far` columns apart, but for those that have the columns of the one before."""
+    begins = (tap - c.before[2] for tap in range(c.kernel[2] - far))
+    return sum(tap == 0 or begin > 0 or begin + c.out[2] <= c.size[2] - far for tap, begin in enumerate(begins))
+
+
+def products(k: int) -> int:
+    """Lags of a k x k kernel."""
+    return ((2 * k - 1) ** 2 + 1) // 2
+
+
+def row_loop(kernel: Kernel, k: int, columns: int) -> Loop:
+    """The loop over K rows of a lags kernel: a multiply-add for every lag, row and column."""
+    wanted = products(k) * k * columns
+    return only(f"{wanted} multiply-adds", [x for x in kernel.whole.in_order() if kernel.count(x, "FFMA") == wanted])
+
+
+def lags(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
+    k, columns, taps = c.kernel[2], p.columns, c.kernel[2] ** 2
+    samples = 32 if k == 3 else 16
+    lanes = THREADS // samples
+    while lanes * columns < c.size[2]:
+        lanes *= 2
+    kernel = named(found, f"4lagsI{TYPES[c.acts_type]}Li{k}ELi{columns}E")
+    inner = row_loop(kernel, k, columns)
+    nest = kernel.around(inner)
+    if len(nest) != 5:
+        raise Unclear(f"{len(nest)} loops around the rows of lags")
+    _, group, maps, row, _ = nest
+    one, whole = ("LDG.E" if TYPES[c.acts_type] == "f" else "LDG.E.U16"), c.size[2] % columns == 0
+    loads = (i for i in range(maps.first, maps.last) if kernel.code[i].operation.startswith("LDG"))
+    never = {i for i in loads if (kernel.code[i].operation == one) == whole}
+
+    ending = [loop for loop in row.inside if loop is not inner]
+    rest, begin, sums = iter(ending), ending[0].first, []
+    for d in range(k):
+        total, loop = 0, ending[0]
+        for s in range(0 if d == 0 else 1 - k, k):
+            loop, windows = next(rest), k - abs(s)
+            shuffles, heads = loop.inside if windows > 1 else (loop, next(rest))
+            if kernel.count(shuffles, "SHFL") != 1 or lanes < k:
+                raise Unclear("the sums of lags")
+            summed = new_windows(c, abs(s))
+            total += summed * int(math.log2(lanes)) * kernel.way(shuffles) + windows * kernel.way(heads)
+            if windows > 1:
+                again = kernel.way(loop, through=[heads.first])
+                total += summed * kernel.way(loop) + (windows - summed) * again
+            loop = loop if windows > 1 else heads
+        sums.append(total + kernel.way(row, begin, loop.last, never=never))
+        begin = loop.last
+    if next(rest, None) is not None:
+        raise Unclear("more loops than sums of lags")
+
+    turns, edges, ends = streamed_rows(c)
+    streamed = turns * kernel.way(inner, never=never)
+    an_edge = kernel.way(row, row.first, ending[0].first, never=never) + kernel.way(row, begin, row.last, never=never)
+    a_map = kernel.way(maps, never=never) + streamed + edges * an_edge + sum(n * sums[d] for d, n in ends.items())
+    features = taps * (taps + 1) // 2 * samples // THREADS
+    clear = [loop for loop in group.inside if loop.last <= maps.first][-1]
+    most = next(loop for loop in group.inside if loop.first >= maps.last)
+    rounds = samples * lanes // THREADS
+    a_group = (
+        kernel.way(group)
+        + ceil_div(features, kernel.count(clear, "STS")) * kernel.way(clear)
+        + ceil_div(features, kernel.count(most, "ATOMS")) * kernel.way(most)
+        + rounds * a_map
+        + phase_2(kernel, group, c, p, samples)
+    )
+    groups = ceil_div(p.part_samples, samples)
+    count = kernel.way(kernel.whole) + groups * a_group
+    first = Queued(
+        p.parts * c.channels, count, groups * rounds * a_map, c.samples * c.acts_n * ITEM[c.acts_type] + sum_bytes(c, p)
+    )
+    return Call([first, finish(found, c, p)], kernel.way(inner, never=never) / (k * columns))
+
+
+def gram(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
+    taps = math.prod(c.kernel)
+    pairs = ceil_div(taps, 3) * (ceil_div(taps, 3) + 1) // 2
+    slots, units = max(THREADS // (pairs * p.staged), 1), 0
+    units = p.staged * pairs * slots
+    kernel = named(found, f"4gramI{TYPES[c.acts_type]}Li{9 if taps == 9 else 0}E")
+    nine = [x for x in kernel.whole.in_order() if kernel.count(x, "FFMA") == 9]
+    inner = only("9 multiply-adds", nine)
+    nest = kernel.around(inner)
+    if len(nest) != 8 or len(inner.inside) != 1:
+        raise Unclear(f"{len(nest)} loops around the products of gram")
+    _, group, places, depth, rows, tile, unit, _ = nest
+    clear = places.inside[0]
+    stage = only("the staged rows", [x for x in tile.inside if any(kernel.count(y, "LDG") for y in x.inside)])
+    last = only("the sums of all tiles", [x for x in places.inside if x.first > depth.last and x.inside])
+
+    lanes = min(32, 1 << (p.extent[2] - 1).bit_length())
+    turns = [ceil_div(p.staged * p.extent[0] * p.extent[1], THREADS // lanes), ceil_div(p.extent[2], lanes)]
+    row, element = stage, stage.inside[0]
+    load = kernel.places(element, "LDG") + kernel.places(element, "STS")
+    staging = turns[0] * (kernel.way(row, through=[element.first]) + turns[1] * kernel.way(element, through=load))
+    tiles = [math.prod(extent) for extent in boxes(c, p)]
+    product = kernel.way(inner) + slots * kernel.way(inner.inside[0]) / min(c.out[2], p.box[2])
+    per_unit = ceil_div(units, THREADS)
+    outputs = sum(ceil_div(size, slots) for size in tiles)
+    a_place = (
+        kernel.way(places)
+        + ceil_div(units * 9, THREADS) * kernel.way(clear)
+        + ceil_div(p.staged * pairs * 9, THREADS) * (kernel.way(last) + slots * kernel.way(last.inside[0]))
+        + c.out[0] // p.box[0] * (kernel.way(depth) + ceil_div(c.out[1], p.box[1]) * kernel.way(rows))
+        + len(tiles) * (kernel.way(tile) + staging + per_unit * kernel.way(unit))
+        + per_unit * outputs * product
+    )
+    groups, at_once = ceil_div(p.part_samples, p.samples), ceil_div(p.samples, p.staged)
+    a_group = kernel.way(group) + at_once * a_place + phase_2(kernel, group, c, p, p.samples)
+    count = kernel.way(kernel.whole) + groups * a_group
+    first = Queued(
+        p.parts * c.channels, count, groups * at_once * a_place, c.samples * c.acts_n * ITEM[c.acts_type] + sum_bytes(c, p)
+    )
+    return Call([first, finish(found, c, p)], pairs * product)
+
+
+def boxes(c: Conv, p: Plan) -> list[tuple[int, ...]]:
+    """Outputs of every tile of a map."""
+    cuts = [[min(p.box[d], c.out[d] - at) for at in range(0, c.out[d], p.box[d])] for d in range(3)]
+    return list(itertools.product(*cuts))
+
+
+def phase_2(kernel: Kernel, group: Loop, c: Conv, p: Plan, samples: int) -> float:
+    """Of a block's samples (add_norms in csrc/forms.h), on average over its warps: not all load kernels and add up sums."""
+    taps, step = math.prod(c.kernel), p.filters
+    slots = THREADS * PER_THREAD // step
+    filters = group.inside[-1]
+    load, forms, *sums = filters.inside
+    if len(sums) != PER_THREAD or len(load.inside) != 2 or (taps == 9) != (kernel.count(forms, "FFMA") >= 8 * 45):
+        raise Unclear("the loops of phase 2")
+    a_form = kernel.way(forms)
+    if taps != 9:
+        row = only("rows of a form", forms.inside)
+        element = only("elements of a row", row.inside)
+        a_form += taps * kernel.way(row) + taps * (taps + 1) // 2 * kernel.way(element)
+    loading = (kernel.way(load) + taps * sum(map(kernel.way, load.inside))) * step / THREADS
+    adding = (slots - 1) * sum(map(kernel.way, sums)) * max(step // PER_THREAD, 32) / THREADS
+    a_step: float = kernel.way(filters) + loading + ceil_div(samples // 2, slots) * a_form + adding
+    steps: int = ceil_div(c.filters, step)
+    return steps * a_step
+
+
+def finish(found: dict[str, Kernel], c: Conv, p: Plan) -> Queued:
+    """Where every part's sums are good."""
+    kernel = named(found, "6finishIf")
+    if len(kernel.whole.inside) != 2 or len(kernel.whole.inside[1].inside) != 1:
+        raise Unclear("the loops of finish")
+    scale, parts = kernel.whole.inside
+    wide = range(parts.inside[0].first, parts.inside[0].last)
+    float64 = range(scale.first, scale.last)
+    most = next(index for index in kernel.places(kernel.whole, "EXIT") if index >= parts.last) + 1  # of all warps but one
+    ways = [kernel.way(kernel.whole, last=last, never=float64) for last in (None, most, most, most)]
+    count = sum(ways) / len(ways) + p.parts * kernel.way(parts, never=wide)
+    return Queued(c.channels * ceil_div(c.filters, 4), count, 0, sum_bytes(c, p))
+
+
+def norms(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
+    kernel = named(found, f"5normsI{TYPES[c.acts_type]}E")
+    samples = only("samples", kernel.whole.inside)
+    if [kernel.count(loop, name) for loop, name in zip(samples.inside, ("LDG", "LDG", "LDG", "SHFL"))] != [4, 1, 4, 2]:
+        raise Unclear("the loops of norms")
+    joined, rest, strided, shuffles = samples.inside
+    pixels = math.prod(c.size)
+    lanes = min(32, 1 << (pixels - 1).bit_length())
+    even = c.size[1] == 1 or c.acts_x[1] == c.size[2] * c.acts_x[2]
+    if even:
+        never = {*kernel.places(samples, "LDG")}
+        inner = pixels // (4 * lanes) * kernel.way(joined)
+        inner += ceil_div(pixels % (4 * lanes), lanes) * kernel.way(rest)
+        per_pixel = kernel.way(joined) / 4
+    else:
+        never = {i for loop in (joined, rest) for i in range(loop.first, loop.last)}
+        inner = ceil_div(pixels, lanes) // 4 * kernel.way(strided)
+        per_pixel = kernel.way(strided) / 4
+    a_turn = kernel.way(samples, never=never) + inner + int(math.log2(lanes)) * kernel.way(shuffles)
+    turns = ceil_div(p.part_samples, THREADS // lanes)
+    sums = p.parts * c.channels * 8
+    adding, scaling = named(found, "9add_parts"), named(found, "5scaleIf")
+    four, single = adding.whole.inside
+    added = adding.way(adding.whole) + p.parts // 4 * adding.way(four) + p.parts % 4 * adding.way(single)
+    scaled = scaling.way(scaling.whole) + max(map(scaling.way, scaling.whole.inside))
+    connections = c.groups * c.filters * (c.channels // c.groups)
+    queued = [
+        Queued(
+            p.parts * c.channels,
+            kernel.way(kernel.whole) + turns * a_turn,
+            turns * a_turn,
+            c.samples * c.acts_n * ITEM[c.acts_type] + sums,
+        ),
+        Queued(ceil_div(c.channels, THREADS), added, 0, sums),
+        Queued(ceil_div(connections, THREADS), scaled, 0, connections * 8),
+    ]
+    return Call(queued, per_pixel)
+
+
+def sum_bytes(c: Conv, p: Plan) -> int:
+    """What the parts leave."""
+    return int(p.parts * c.channels * c.filters * 8)
+
+
+MODELS = {"norms": norms, "lags": lags, "gram": gram}
