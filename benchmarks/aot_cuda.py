@@ -7,7 +7,6 @@ section into report.md.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import re
 import statistics
@@ -20,6 +19,7 @@ from benchmarks.aot_report import AIM, BANDWIDTH, LARGE, bound, prediction, tabl
 from benchmarks.cuda_code import Kernel, kernels
 from benchmarks.cuda_model import MODELS, THREADS
 from benchmarks.cuda_plan import Conv, Plan, conv, plans
+from benchmarks.rows import read_rows, write_rows
 from benchmarks.suites import SUITES
 from nnrelief_kernels import extension
 from nnrelief_kernels.backends import cuda
@@ -84,8 +84,7 @@ def formatted(row: list[Any]) -> list[str]:
 def report(out: Path) -> None:
     """cuda-layers.csv, and the section of report.md, which takes the place of an older one."""
     found = kernels(LIBRARY)
-    with open(out / "layers.csv", newline="") as file:
-        triton = {(row["suite"], row["layer"], row["dtype"]): float(row["predicted us"]) for row in csv.DictReader(file)}
+    triton = {(row["suite"], row["layer"], row["dtype"]): float(row["predicted us"]) for row in read_rows(out / "layers.csv")}
     layers = [(name, case) for name in SUITES for case in cases(name, AIM) if case.layer.size]
     calls = [conv(case) for _, case in layers]
     rows, unclear = [], []
@@ -98,8 +97,7 @@ def report(out: Path) -> None:
             rows.append(layer_row(found, name, case, c, p, triton[label]))
         except (ValueError, IndexError, StopIteration, ZeroDivisionError) as why:  # loops that are not there
             unclear.append(" ".join(label) + f" ({why})")
-    with open(out / "cuda-layers.csv", "w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+    write_rows(out / "cuda-layers.csv", COLUMNS, (dict(zip(COLUMNS, row)) for row in rows))
     kept = (out / "report.md").read_text().split(HEADING)[0].rstrip()
     (out / "report.md").write_text("\n".join([kept, "", *section(rows, unclear)]) + "\n")
 

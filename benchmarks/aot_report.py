@@ -6,7 +6,6 @@ A prediction, not a measurement; `ASSUMPTIONS` says under which conditions.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import os
 import sys
@@ -33,6 +32,7 @@ from benchmarks.aot import (
     launches,
     specialisations,
 )
+from benchmarks.rows import write_rows
 from benchmarks.suites import SUITES, Layer
 from nnrelief_kernels.backends.triton import plan
 from nnrelief_kernels.backends.triton.conv import Launch
@@ -200,8 +200,7 @@ def report(jobs: int | None, out: Path) -> None:
     binaries = compile_all(specialisations([case for _, case in layers], [SM_90]), jobs)
     rows = [layer_row(name, case, binaries) for name, case in layers]
     out.mkdir(parents=True, exist_ok=True)
-    with open(out / "layers.csv", "w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([LAYER_COLUMNS, *rows])
+    write_rows(out / "layers.csv", LAYER_COLUMNS, (dict(zip(LAYER_COLUMNS, row)) for row in rows))
     large = [row for row in rows if row[4] >= LARGE]
     short = [row for row in large if not row[-2] >= AIM[row[2]]]
     count, seconds = first_call()

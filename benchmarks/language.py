@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnrelief_kernels import Collector, keep_mask, target_sparsity
-from nnrelief_kernels.files import atomic_write
 from nnrelief_kernels.integrations.language import keep_largest, keep_two_of_four
+
+from .rows import write_rows
 
 LENGTH, PASSAGES = 128, 128
 LAYERS = ["encoder.*"]
@@ -144,9 +145,7 @@ def main() -> None:
     for row in rows(model, *passages(tokenizer), tuple(arguments.sparsity or (0.3, 0.5, 0.7))):
         print(row, flush=True)
         found.append(asdict(row))
-    with atomic_write(arguments.out) as out:
-        lines = [",".join(found[0]), *(",".join(map(str, row.values())) for row in found)]
-        out.write(("\n".join(lines) + "\n").encode())
+    write_rows(arguments.out, list(found[0]), found)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import sys
 import time
 from collections.abc import Callable
@@ -18,10 +16,10 @@ from torch import Tensor, nn
 
 from nnrelief_kernels import Collector
 from nnrelief_kernels.collect import evaluating
-from nnrelief_kernels.files import atomic_write
 from nnrelief_kernels.paper.models import MODELS
 
 from .machine import machine
+from .rows import write_rows
 
 
 class Bottleneck(nn.Module):
@@ -128,9 +126,7 @@ def main() -> int:
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="time that passes, or that of all threads together")
     parser.add_argument("--out", type=Path, help="a CSV file")
     arguments = parser.parse_args()
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
-    writer.writeheader()
+    rows = []
     for name in arguments.network or NETWORKS:
         row = measured(name, arguments.turns, arguments.clock)
         print(
@@ -138,10 +134,9 @@ def main() -> int:
             f"scores / forward {row.ratio_p50:.2f} ({row.ratio_p25:.2f} to {row.ratio_p75:.2f})",
             flush=True,
         )
-        writer.writerow({key: f"{v:.4g}" if isinstance(v, float) else v for key, v in asdict(row).items()})
+        rows.append({key: f"{v:.4g}" if isinstance(v, float) else v for key, v in asdict(row).items()})
     if arguments.out:
-        with atomic_write(arguments.out) as file:
-            file.write(text.getvalue().encode())
+        write_rows(arguments.out, [field.name for field in fields(Row)], rows)
     return 0
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
-import io
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,17 +14,19 @@ from torch import Tensor, nn
 
 from nnrelief_kernels import certify, measure, prune
 from nnrelief_kernels.bounds import Certificate, LayerBounds
-from nnrelief_kernels.collect import Forward, evaluating
+from nnrelief_kernels.collect import Forward
 from nnrelief_kernels.files import atomic_write
 from nnrelief_kernels.masks import Masks
 from nnrelief_kernels.paper.data import Dataset, from_npz
 from nnrelief_kernels.paper.models import MODELS, load_published
+from nnrelief_kernels.paper.sources import normalised
+from nnrelief_kernels.paper.training import error
 from nnrelief_kernels.plots import new_figure, save
 from nnrelief_kernels.progress import progress
 
+from .rows import read_rows, write_rows
+
 WEIGHTS = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}
-MEAN, STD = (torch.tensor(v).reshape(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-"""Of the images that these networks take."""
 ALPHAS = ((0.95, 0.99), (0.99, 0.99))
 """(alpha_conv, alpha_fc)."""
 FC_ALPHA = 0.95
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
     for name in arguments.network or WEIGHTS:
         model = load_published(MODELS[name](data.image, data.classes), arguments.weights / WEIGHTS[name])
         neurons = rows(name, last_layer(model, batches, data.x_test))
-        before = accuracy(model, data)
+        before = 100 - error(model, data.x_test, data.y_test, BATCH)
         networks = [pruned_network(name, model, before, a, data, batches) for a in progress(ALPHAS, name)]
         neurons = merged(neurons, arguments.out / "last-layer.csv")
         networks = merged(networks, arguments.out / "networks.csv")
@@ -75,29 +75,10 @@ def run(arguments: argparse.Namespace) -> None:
 def merged(table: Sequence[dict[str, str]], path: Path) -> list[dict[str, str]]:
     """The rows of `table` and those of the other networks in the CSV at `path`, written there in the order of `WEIGHTS`."""
     if path.exists():
-        with path.open(newline="") as file:
-            table = [*table, *(row for row in csv.DictReader(file) if row["network"] != table[0]["network"])]
+        table = [*table, *(row for row in read_rows(path) if row["network"] != table[0]["network"])]
     table = sorted(table, key=lambda row: list(WEIGHTS).index(row["network"]))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
+    write_rows(path, list(table[0]), table)
     return table
-
-
-def normalised(data: Dataset) -> Dataset:
-    """The images as the published networks take them."""
-    return Dataset(data.name, (data.x_train - MEAN) / STD, data.y_train, (data.x_test - MEAN) / STD, data.y_test)
-
-
-def accuracy(model: nn.Module, data: Dataset) -> float:
-    """Percent of the test images whose label is the largest output."""
-    batches = zip(torch.split(data.x_test, BATCH), torch.split(data.y_test, BATCH))
-    with evaluating(model):
-        right = sum(int((model(x).argmax(1) == y).sum()) for x, y in batches)
-    return 100 * right / len(data.y_test)
 
 
 def pruned_network(
@@ -116,7 +97,7 @@ def pruned_network(
         "alpha conv": str(alphas[0]),
         "alpha fc": str(alphas[1]),
         "accuracy before, %": f"{before:.2f}",
-        "accuracy after, %": f"{accuracy(pruned, data):.2f}",
+        "accuracy after, %": f"{100 - error(pruned, data.x_test, data.y_test, BATCH):.2f}",
         "parameters before": str(found.parameters),
         "parameters after": str(found.kept),
         "kept, %": f"{found.kept_percent:.2f}",

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from nnrelief_kernels.files import atomic_write
+from .rows import read_rows, write_rows
 
 SCORE = "score"
 """The contender that is compared with all others."""
@@ -51,19 +49,14 @@ Layers = dict[str, dict[str, Record]]
 
 def write_csv(records: Sequence[Record], path: Path) -> None:
     """One row per record under a line of names."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Record)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: f"{v:.2f}" if isinstance(v, float) else v for name, v in asdict(r).items()} for r in records)
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
+    rows = ({name: f"{v:.2f}" if isinstance(v, float) else v for name, v in asdict(r).items()} for r in records)
+    write_rows(path, [field.name for field in fields(Record)], rows)
 
 
 def read_csv(path: Path) -> list[Record]:
     """What `write_csv` wrote."""
     numbers = {"int": int, "float": float}
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(path)
     if not rows or rows[0].keys() != {field.name for field in fields(Record)}:
         raise ValueError(f"{path} must be a CSV of `python -m benchmarks --out`, with its columns and a row or more")
     return [Record(**{f.name: numbers.get(str(f.type), str)(row[f.name]) for f in fields(Record)}) for row in rows]

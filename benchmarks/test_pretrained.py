@@ -10,8 +10,9 @@ import torch
 
 from nnrelief_kernels.paper.data import Dataset
 from nnrelief_kernels.paper.models import MODELS
+from nnrelief_kernels.paper.sources import normalised
 
-from .pretrained import FC_ALPHA, draw, last_layer, markdown, merged, normalised, pruned_network, rows
+from .pretrained import FC_ALPHA, draw, last_layer, markdown, merged, pruned_network, rows
 
 
 def test_report(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import csv
 import importlib.metadata
 import time
 from collections.abc import Callable
@@ -22,13 +21,14 @@ import torch.nn.functional as F
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from nnrelief_kernels.files import atomic_write
 from nnrelief_kernels.integrations.torch_pruning import ReliefImportance, prune_channels
 from nnrelief_kernels.paper.data import Dataset, load
 from nnrelief_kernels.paper.models import MODELS, load_published
+from nnrelief_kernels.paper.sources import normalised
 from nnrelief_kernels.paper.training import error
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from .rows import read_rows, write_rows
+
 SCOPES = ("layer", "global", "alpha")
 Prune = Callable[[nn.Module, float], None]
 
@@ -48,10 +48,8 @@ class Row:
     versions: str
 
 
-def normalized(data: Dataset) -> Dataset:
-    """The images as the published network takes them, channels last."""
-    mean, std = (torch.tensor(v)[:, None, None] for v in (MEAN, STD))
-    x_train, x_test = (((x - mean) / std).contiguous(memory_format=torch.channels_last) for x in (data.x_train, data.x_test))
+def channels_last(data: Dataset) -> Dataset:
+    x_train, x_test = (x.contiguous(memory_format=torch.channels_last) for x in (data.x_train, data.x_test))
     return Dataset(data.name, x_train, data.y_train, x_test, data.y_test)
 
 
@@ -137,7 +135,7 @@ def retrain(model: nn.Module, data: Dataset, seed: int, batch: int = 128) -> Non
 def run(arguments: argparse.Namespace) -> Row:
     """One row."""
     start = time.perf_counter()
-    data = normalized(load(arguments.data))
+    data = channels_last(normalised(load(arguments.data)))
     dense = load_published(MODELS["resnet56"]((3, 32, 32), 10), arguments.weights).to(memory_format=torch.channels_last)
     which = torch.randperm(len(data.x_train), generator=torch.Generator().manual_seed(arguments.seed))[:1000]
     ranking = importance(arguments.criterion, dense, data.x_train[which], data.y_train[which])
@@ -181,14 +179,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="CSV")
     arguments = parser.parse_args()
     row = run(arguments)
-    rows: list[dict[str, Any]] = []
-    if arguments.out.exists():
-        with open(arguments.out, newline="") as file:
-            rows = list(csv.DictReader(file))
-    with atomic_write(arguments.out) as out:
-        lines = [",".join(field.name for field in fields(Row))]
-        lines += [",".join("" if v is None else str(v) for v in r.values()) for r in (*rows, asdict(row))]
-        out.write(("\n".join(lines) + "\n").encode())
+    rows = read_rows(arguments.out) if arguments.out.exists() else []
+    write_rows(arguments.out, [field.name for field in fields(Row)], [*rows, asdict(row)])
     print(row)
 
 

@@ -34,7 +34,7 @@ def load_named(name: str, folder: Path) -> Dataset:
         data = _tiny_imagenet(folder / "tiny-imagenet-200")
     else:
         data = _torchvision(name, folder)
-    return data if data.image[0] == 1 else _normalised(data)
+    return data if data.image[0] == 1 else normalised(data)
 
 
 def enlarged_digits(name: str, images: int = 24) -> Dataset:
@@ -47,7 +47,8 @@ def enlarged_digits(name: str, images: int = 24) -> Dataset:
     return Dataset(f"digits as {name}", x_train, data.y_train[:images], x_test, data.y_test[:images])
 
 
-def _normalised(data: Dataset) -> Dataset:
+def normalised(data: Dataset) -> Dataset:
+    """Colour images less `MEAN`, over `STD`."""
     mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (MEAN, STD))
     return Dataset(data.name, (data.x_train - mean) / std, data.y_train, (data.x_test - mean) / std, data.y_test)
 

@@ -89,11 +89,11 @@ def train(
 
 
 @torch.no_grad()
-def error(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Percent of images whose label is not the largest output."""
+def error(model: nn.Module, x: Tensor, y: Tensor, batch: int = 2000) -> float:
+    """Percent of images whose label is not the largest output; `batch` of them at a time."""
     model.eval()
     wrong = torch.zeros((), dtype=torch.int64, device=x.device)
-    for images, labels in zip(torch.split(x, 2000), torch.split(y, 2000)):
+    for images, labels in zip(torch.split(x, batch), torch.split(y, batch)):
         wrong += (model(images).argmax(1) != labels).sum()
     return 100 * int(wrong) / len(x)
 
