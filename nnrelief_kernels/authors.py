@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
+from .collect import as_batches, batch_input
 from .layers import Layer, find_layers, unwrap
 from .liveness import POINTWISE, aten, packet
 from .masks import Masks, fold_masks
@@ -106,8 +107,7 @@ class _Network:
     def __init__(self, model: nn.Module, batches: Iterable[Any]) -> None:
         self.model = copy.deepcopy(unwrap(model))
         fold_masks(self.model)
-        batches = [batches] if isinstance(batches, Tensor) else batches
-        self.samples = torch.cat([batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches])
+        self.samples = torch.cat([batch_input(batch) for batch in as_batches(batches)])
         self.traced: Trace = trace(self.model, self.samples[:SAMPLES])
         self.names = {id(value): name for name, value in self.model.named_parameters()}
         self.layers = {id(tied[0].weight): tied[0] for tied in find_layers(self.model).values() if len(tied) == 1}

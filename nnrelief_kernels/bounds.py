@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from .accumulate import accumulator_of
-from .collect import Collector, Forward, call_model, evaluating, watching
+from .collect import Collector, Forward, as_batches, batch_input, call_model, device_of, evaluating, watching
 from .layers import CONVS, Layer, Which, unwrap
 from .masks import Masks, apply_masks
 from .measure import trace
@@ -134,14 +134,14 @@ def certify(
         except ValueError as refusal:
             reason = str(refusal)
         with watching(model, {path: (layer,) for path, layer in layers.items()}, lambda path, _, x: records[path].see(x)):
-            for batch in [batches] if isinstance(batches, Tensor) else batches:
+            for batch in as_batches(batches):
                 empty = False
                 if propagation is not None and isinstance(batch, Mapping):
                     propagation, reason = None, "batches hold keyword arguments"
                 if propagation is None:
                     call_model(model, batch, forward)
                     continue
-                out = propagation.run(_single(batch, model))
+                out = propagation.run(batch_input(batch).to(device_of(model)))
                 if propagation.refusal:
                     reason, propagation = propagation.refusal, None
                     continue
@@ -182,7 +182,7 @@ def alpha_for_bound(
         raise ValueError(f"budget must be at least 0, got {budget!r}")
     check_rereadable(batches)
     model = unwrap(model)
-    batches = [batches] if isinstance(batches, Tensor) else batches
+    batches = as_batches(batches)
     with Collector(model, layers, exclude) as collector:
         collector.run(batches)
     alphas: dict[str, float] = {}
@@ -271,13 +271,6 @@ def _propagation(
     return Propagation(fx.GraphModule(model, graph), pruned, lipschitz or {})
 
 
-def _single(batch: Any, model: nn.Module) -> Tensor:
-    """The input that `call_model` takes from a batch."""
-    x = batch[0] if isinstance(batch, (tuple, list)) else batch
-    parameter = next(model.parameters(), None)
-    return cast(Tensor, x if parameter is None else x.to(parameter.device))
-
-
 def _thinned(tied: Iterable[Layer], keep: Tensor) -> dict[nn.Module, Layer]:
     """Copies of the layers with `keep` in force."""
     thinned: dict[nn.Module, Layer] = {}
@@ -292,7 +285,7 @@ def _average_bound(propagation: Propagation, model: nn.Module, batches: Iterable
     """Over samples, of the output for which it is largest."""
     total, samples = torch.zeros(()), 0
     for batch in batches:
-        propagation.run(_single(batch, model))
+        propagation.run(batch_input(batch).to(device_of(model)))
         if propagation.refusal:
             raise ValueError(f"the outputs of this network cannot be bounded: {propagation.refusal}")
         bound = propagation.output_bound.flatten(1).double()

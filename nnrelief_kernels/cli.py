@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: nnrelief prune --model lenet300-100 --data mnist.npz --iterations 8 --out mnist; or torchrun "
         "--nproc-per-node 2 -m nnrelief_kernels prune ...: each process then scores its share of the images, rank 0 trains",
     )
-    _add_model_and_data(prune)
+    _add_scoring(prune)
     prune.add_argument(
         "--alpha-conv", type=_alpha, default=0.9, help="share of its signal a filter keeps (default: %(default)s)"
     )
@@ -85,8 +85,6 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument(
         "--epochs", type=_positive, default=LENET.epochs, help="of each training (default: %(default)s, the paper's)"
     )
-    prune.add_argument("--samples", type=_positive, default=1000, help="training images to score on (default: %(default)s)")
-    prune.add_argument("--variant", choices=VARIANTS, default="paper", help="score of convolutions (default: %(default)s)")
     prune.add_argument("--compat", choices=COMPATS, default="paper", help="selection rule (default: %(default)s)")
     prune.add_argument(
         "--propagate", choices=PROPAGATE, default="original", help="whose activations score a layer (default: %(default)s)"
@@ -107,12 +105,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Score every connection of a trained LeNet on training images, and show how few carry the signal.",
         epilog="example: nnrelief score --model lenet300-100 --data digits --weights demo/pruned.safetensors",
     )
-    _add_model_and_data(score)
+    _add_scoring(score)
     score.add_argument(
         "--weights", type=Path, required=True, help="a state_dict: .safetensors, or .pt (loaded with weights_only)"
     )
-    score.add_argument("--samples", type=_positive, default=1000, help="training images to score on (default: %(default)s)")
-    score.add_argument("--variant", choices=VARIANTS, default="paper")
     score.add_argument("--out", type=Path, help="file for the scores, as safetensors")
     score.set_defaults(run=runs.score)
 
@@ -147,9 +143,12 @@ def _no_bench(arguments: argparse.Namespace) -> NoReturn:
     raise ValueError("bench needs a checkout of the source, with its folder benchmarks/; this is an installed package")
 
 
-def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
+def _add_scoring(parser: argparse.ArgumentParser) -> None:
+    """What is scored, on what, and how."""
     parser.add_argument("--model", choices=sorted(MODELS), required=True)
     parser.add_argument("--data", required=True, metavar="digits|PATH.npz", help="npz keys: x_train, y_train, x_test, y_test")
+    parser.add_argument("--samples", type=_positive, default=1000, help="training images to score on (default: %(default)s)")
+    parser.add_argument("--variant", choices=VARIANTS, default="paper", help="score of convolutions (default: %(default)s)")
 
 
 def _alpha(text: str) -> float:

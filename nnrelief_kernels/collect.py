@@ -179,13 +179,27 @@ def unfused() -> Iterator[None]:
 
 def call_model(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
     """What the model returns for one batch of `Collector.run`."""
-    parameter = next(model.parameters(), None)
-    device = parameter.device if parameter is not None else torch.device("cpu")
+    device = device_of(model)
     if forward is not None:
         return forward(model, batch)
     if isinstance(batch, Mapping):
         return model(**{key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()})
-    return model((batch[0] if isinstance(batch, (tuple, list)) else batch).to(device))
+    return model(batch_input(batch).to(device))
+
+
+def as_batches(batches: Iterable[Any]) -> Iterable[Any]:
+    """One tensor is one batch."""
+    return [batches] if isinstance(batches, Tensor) else batches
+
+
+def batch_input(batch: Any) -> Any:
+    """The input of a batch that is a tensor, or a tuple or list of it and whatever else."""
+    return batch[0] if isinstance(batch, (tuple, list)) else batch
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where its first parameter is; the CPU where it has none."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def _first(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import load_checkpoint, save_checkpoint
-from .collect import Collector, Forward
+from .collect import Collector, Forward, as_batches
 from .dead import Dead, apply_dead, find_dead
 from .distributed import broadcast, gather, in_use, on_first, rank
 from .history import Iteration, write_history
@@ -90,9 +90,8 @@ def prune(
     found = find_layers(model, layers, exclude)
     own = matching(alphas or {}, found, "alphas")
     shares = {name: own.get(name, alpha_fc if isinstance(tied[0], nn.Linear) else alpha_conv) for name, tied in found.items()}
-    if isinstance(batches, Tensor):
-        batches = [batches]
-    elif propagate == "pruned":
+    batches = as_batches(batches)
+    if propagate == "pruned":
         check_rereadable(batches)
     together = in_use() if shared is None else shared
     example: list[Any] = []
@@ -248,7 +247,7 @@ def _iteration(
     start: float,
     forward: Forward | None,
 ) -> Iteration:
-    example = batches if isinstance(batches, Tensor) else next(iter(batches), None)
+    example = next(iter(as_batches(batches)), None)
     own = None if example is None else measure(model, example, forward)
     found = next((m for m in gather(own) if m is not None), None)  # a process may hold no batch
     if found is None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from .collect import Forward, call_model, evaluating, unfused
+from .collect import Forward, call_model, device_of, evaluating, unfused
 
 
 class NotTraceable(RuntimeError):
@@ -89,7 +89,7 @@ def trace(model: nn.Module, batch: Any, forward: Forward | None = None) -> Trace
 
 def first_sample(model: nn.Module, batch: Any) -> Any:
     """The batch with one sample, its tensors cut along their first dimension, where the model is."""
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     return pytree.tree_map(lambda x: x[:1].to(device) if isinstance(x, Tensor) and x.ndim else x, batch)
 
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ..collect import Collector, Forward
+from ..collect import Collector, Forward, as_batches
 from ..layers import Layer
 
 
@@ -23,7 +23,7 @@ def collect(model: nn.Module, batches: Iterable[Any], forward: Forward | None = 
         ValueError: there is no batch, or an option is not `Collector`'s.
     """
     with Collector(model, **options) as collector:
-        collector.run([batches] if isinstance(batches, Tensor) else batches, forward)
+        collector.run(as_batches(batches), forward)
     return collector
 
 

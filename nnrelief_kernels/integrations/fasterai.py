@@ -10,6 +10,7 @@ import torch
 from fasterai.core.criteria import Criteria
 from torch import Tensor, nn
 
+from ..collect import batch_input
 from ..selection import keep_mask, keep_rank
 from .calibration import by_module, collect
 
@@ -100,5 +101,5 @@ class ReliefCriteria(Criteria):  # type: ignore[misc,unused-ignore]
 
 def _plain(batch: Any) -> Any:
     """The input of a batch as a plain tensor: fastai's are subclasses."""
-    x = batch[0] if isinstance(batch, (tuple, list)) else batch
+    x = batch_input(batch)
     return x.as_subclass(Tensor) if isinstance(x, Tensor) else x
