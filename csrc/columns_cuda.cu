@@ -59,16 +59,8 @@ void queue_column_sums(const Columns& columns, Parts parts, double* sums, void* 
     launch("column_sums", kernel, parts.count * ceil_div(columns.count(), kWide), kThreads, 0, stream, columns, parts,
            sums);
   };
-  switch (columns.type) {
-    case Dtype::f16:
-      return queue(column_sums<Half>);
-    case Dtype::bf16:
-      return queue(column_sums<BFloat16>);
-    case Dtype::f32:
-      return queue(column_sums<float>);
-    case Dtype::f64:
-      return queue(column_sums<double>);
-  }
+  if (columns.type == Dtype::f64) return queue(column_sums<double>);
+  by_type(columns.type, [&](auto x) { queue(column_sums<decltype(x)>); });
 }
 
 void queue_add(const double* sums, int64_t parts, int64_t count, double* total, void* stream) {

@@ -164,14 +164,7 @@ void queue(const Conv& c, const CudaPlan& p, Partial partial, void* stream) {
 }  // namespace
 
 void queue_gram(const Conv& c, const CudaPlan& p, Partial partial, void* stream) {
-  switch (c.acts_type) {
-    case Dtype::f16:
-      return queue<Half>(c, p, partial, stream);
-    case Dtype::bf16:
-      return queue<BFloat16>(c, p, partial, stream);
-    default:
-      return queue<float>(c, p, partial, stream);
-  }
+  by_type(c.acts_type, [&](auto x) { queue<decltype(x)>(c, p, partial, stream); });
 }
 
 }  // namespace nnrelief

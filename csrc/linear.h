@@ -28,18 +28,26 @@ void column_sums_of(const S* x, int64_t row_stride, int64_t column_stride, int64
   }
 }
 
-void column_sums(const void* x, Dtype type, int64_t row_stride, int64_t column_stride, int64_t begin, int64_t end,
-                 int64_t first, int64_t last, double* sums) {
+// Calls with a pointer to the elements' type.
+template <class Call>
+INLINE void with_elements(const void* x, Dtype type, const Call& call) {
   switch (type) {
     case Dtype::f16:
-      return column_sums_of((const Half*)x, row_stride, column_stride, begin, end, first, last, sums);
+      return call((const Half*)x);
     case Dtype::bf16:
-      return column_sums_of((const BFloat16*)x, row_stride, column_stride, begin, end, first, last, sums);
+      return call((const BFloat16*)x);
     case Dtype::f32:
-      return column_sums_of((const float*)x, row_stride, column_stride, begin, end, first, last, sums);
+      return call((const float*)x);
     case Dtype::f64:
-      return column_sums_of((const double*)x, row_stride, column_stride, begin, end, first, last, sums);
+      return call((const double*)x);
   }
+}
+
+void column_sums(const void* x, Dtype type, int64_t row_stride, int64_t column_stride, int64_t begin, int64_t end,
+                 int64_t first, int64_t last, double* sums) {
+  with_elements(x, type, [&](auto* elements) {
+    column_sums_of(elements, row_stride, column_stride, begin, end, first, last, sums);
+  });
 }
 
 template <class T, class S>
@@ -62,27 +70,14 @@ void scale_rows_of(const S* w, int64_t row_stride, int64_t column_stride, int64_
   }
 }
 
-template <class T>
-void scale_rows_into(const void* w, Dtype type, int64_t row_stride, int64_t column_stride, int64_t columns,
-                     const double* factors, int64_t begin, int64_t end, T* out) {
-  switch (type) {
-    case Dtype::f16:
-      return scale_rows_of((const Half*)w, row_stride, column_stride, columns, factors, begin, end, out);
-    case Dtype::bf16:
-      return scale_rows_of((const BFloat16*)w, row_stride, column_stride, columns, factors, begin, end, out);
-    case Dtype::f32:
-      return scale_rows_of((const float*)w, row_stride, column_stride, columns, factors, begin, end, out);
-    case Dtype::f64:
-      return scale_rows_of((const double*)w, row_stride, column_stride, columns, factors, begin, end, out);
-  }
-}
-
 void scale_rows(const void* w, Dtype type, int64_t row_stride, int64_t column_stride, int64_t columns,
                 const double* factors, int64_t begin, int64_t end, bool wide, void* out) {
-  if (wide)
-    scale_rows_into(w, type, row_stride, column_stride, columns, factors, begin, end, (double*)out);
-  else
-    scale_rows_into(w, type, row_stride, column_stride, columns, factors, begin, end, (float*)out);
+  with_elements(w, type, [&](auto* elements) {
+    if (wide)
+      scale_rows_of(elements, row_stride, column_stride, columns, factors, begin, end, (double*)out);
+    else
+      scale_rows_of(elements, row_stride, column_stride, columns, factors, begin, end, (float*)out);
+  });
 }
 
 }  // namespace

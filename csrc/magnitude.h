@@ -19,6 +19,19 @@ __device__ inline double magnitude(double x) { return fabs(x); }
 __device__ inline float magnitude(Half x) { return half_value(x.bits & 0x7fff); }
 __device__ inline float magnitude(BFloat16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits & 0x7fff) << 16); }
 
+// Calls with a value of the elements' type, on the host; few kernels are made for float64, and those ask for it first.
+template <class Call>
+void by_type(Dtype type, const Call& call) {
+  switch (type) {
+    case Dtype::f16:
+      return call(Half{});
+    case Dtype::bf16:
+      return call(BFloat16{});
+    default:
+      return call(float{});
+  }
+}
+
 // |x| of element `i`, where the dtype is known at run time alone.
 template <class T>
 __device__ T magnitude_at(const void* x, Dtype type, int64_t i) {

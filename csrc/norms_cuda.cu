@@ -92,14 +92,7 @@ void queue(const Conv& c, Parts parts, double* sums, void* stream) {
 }  // namespace
 
 void queue_norms(const Conv& c, Parts parts, double* sums, void* stream) {
-  switch (c.acts_type) {
-    case Dtype::f16:
-      return queue<Half>(c, parts, sums, stream);
-    case Dtype::bf16:
-      return queue<BFloat16>(c, parts, sums, stream);
-    default:
-      return queue<float>(c, parts, sums, stream);
-  }
+  by_type(c.acts_type, [&](auto x) { queue<decltype(x)>(c, parts, sums, stream); });
 }
 
 }  // namespace nnrelief
