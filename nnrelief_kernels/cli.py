@@ -69,8 +69,8 @@ def _parser() -> argparse.ArgumentParser:
 
     prune = commands.add_parser(
         "prune",
-        help="train a LeNet and prune it iteratively",
-        description="Train a LeNet with the recipe of the publication, then repeat: score, prune, rewind, retrain.",
+        help="train a network and prune it iteratively",
+        description="Train a network (Adam, 1e-3 then 1e-4), then repeat: score, prune, rewind, retrain.",
         epilog="example: nnrelief prune --model lenet300-100 --data mnist.npz --iterations 8 --out mnist; or torchrun "
         "--nproc-per-node 2 -m nnrelief_kernels prune ...: each process then scores its share of the images, rank 0 trains",
     )
@@ -82,9 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         "--alpha-fc", type=_alpha, default=0.95, help="share of its signal a neuron keeps (default: %(default)s)"
     )
     prune.add_argument("--iterations", type=_positive, default=8)
-    prune.add_argument(
-        "--epochs", type=_positive, default=LENET.epochs, help="of each training (default: %(default)s, the paper's)"
-    )
+    prune.add_argument("--epochs", type=_positive, default=LENET.epochs, help="of each training (default: %(default)s)")
     prune.add_argument("--compat", choices=COMPATS, default="paper", help="selection rule (default: %(default)s)")
     prune.add_argument(
         "--propagate", choices=PROPAGATE, default="original", help="whose activations score a layer (default: %(default)s)"
@@ -101,8 +99,8 @@ def _parser() -> argparse.ArgumentParser:
 
     score = commands.add_parser(
         "score",
-        help="score the connections of a trained LeNet",
-        description="Score every connection of a trained LeNet on training images, and show how few carry the signal.",
+        help="score the connections of a trained network",
+        description="Score every connection of a trained network on training images, and show how few carry the signal.",
         epilog="example: nnrelief score --model lenet300-100 --data digits --weights demo/pruned.safetensors",
     )
     _add_scoring(score)

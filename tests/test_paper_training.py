@@ -1,5 +1,7 @@
 """Training: compact networks take the steps of the masked ones, and what was stopped goes on with the same bits."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from nnrelief_kernels.paper import training
 from nnrelief_kernels.paper.compact import compact
 from nnrelief_kernels.paper.data import Dataset, augmented
 from nnrelief_kernels.paper.models import MODELS
-from nnrelief_kernels.paper.training import Recipe, train
+from nnrelief_kernels.paper.training import Recipe, distilled, train
 
 SIZES = {"lenet300-100": (1, 6, 6), "lenet5": (1, 16, 16), "resnet20": (3, 8, 8)}
 FEW = Recipe(rates=((1e-3, 2), (1e-4, 1)), batch=7)
@@ -132,6 +134,23 @@ def test_without_shuffling_every_epoch_sees_the_same_batches():
     shuffled = torch.cat([x for x, _ in data.epoch(7)])
     assert not torch.equal(shuffled, data.x_train)
     torch.testing.assert_close(shuffled.sum(0), data.x_train.sum(0))
+
+
+def test_distilled_labels_are_shares_of_the_label_and_of_the_teacher():
+    data, teacher = images("lenet300-100"), masked("lenet300-100")
+    labels = distilled(data, teacher, share=0.3, temperature=2.0, batch=7).y_train
+    with torch.no_grad():
+        said = (teacher(data.x_train) / 2.0).softmax(1)
+    torch.testing.assert_close(labels, 0.7 * F.one_hot(data.y_train, 4) + 0.3 * said)
+    torch.testing.assert_close(labels.sum(1), torch.ones(20, dtype=torch.float64))
+
+
+def test_labels_of_which_the_teacher_has_no_share_train_as_they_are():
+    data, model = images("lenet300-100"), masked("lenet300-100")
+    other = copy.deepcopy(model)
+    train(model, data, FEW, seed=3, show=False)
+    train(other, distilled(data, model, share=0.0), FEW, seed=3, show=False)
+    torch.testing.assert_close(dict(model.named_parameters()), dict(other.named_parameters()), rtol=1e-9, atol=1e-12)
 
 
 def test_augmented_images_are_shifts_and_mirrors_of_their_own():

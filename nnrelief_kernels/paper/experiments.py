@@ -30,6 +30,8 @@ class Experiment:
     """Further options of `prune`."""
     weights: str = ""
     """A published checkpoint to start from, in place of training."""
+    distillation: float = 0.0
+    """The share of the network before pruning in the labels that it is retrained with."""
 
     def authors(self) -> Experiment:
         """What the authors' scripts do differently: score, cut-off, no shuffling, the epoch of the least test error."""

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..authors import residual_masks, silent_masks
+from ..dead import remove_dead
 from ..magnitude import magnitude_masks
-from ..masks import Masks, apply_masks
+from ..masks import Masks, apply_masks, get_masks
 from ..measure import jaccard, measure
 from ..pruning import prune
 from .data import Dataset
@@ -39,17 +41,37 @@ class Outcome:
         }
 
 
-def by_importance(model: nn.Module, experiment: Experiment, data: Dataset, seed: int = 0, **options: Any) -> Outcome:
-    """The first step of an experiment, with other options of `prune` if given."""
-    return _outcome(
-        model,
-        data,
-        lambda copied: prune(
-            copied,
-            data.pruning_set(experiment.samples, seed),
-            **{"alpha_conv": experiment.alpha_conv, "alpha_fc": experiment.alpha_fc, **experiment.options, **options},
-        ),
-    )
+def by_importance(
+    model: nn.Module,
+    experiment: Experiment,
+    data: Dataset,
+    seed: int = 0,
+    *,
+    silent: bool = False,
+    residual: bool = False,
+    **options: Any,
+) -> Outcome:
+    """The first step of an experiment.
+
+    Args:
+        silent, residual: with the authors' two rules for whole units, by the activations before pruning.
+        options: of `prune`, over the experiment's.
+    """
+    batches = data.pruning_set(experiment.samples, seed)
+    alphas = {"alpha_conv": experiment.alpha_conv, "alpha_fc": experiment.alpha_fc}
+
+    def mask(copied: nn.Module) -> Masks:
+        masks = prune(copied, batches, **{**alphas, **experiment.options, **options})
+        if silent:
+            apply_masks(copied, silent_masks(model, batches))
+        if residual:
+            apply_masks(copied, residual_masks(model, batches, experiment.alpha_conv))
+        if silent or residual:
+            remove_dead(copied, batches[0])
+        found = get_masks(copied)
+        return {name: found[name] for name in masks}  # without BatchNorm's
+
+    return _outcome(model, data, mask)
 
 
 def by_magnitude(model: nn.Module, kept_percent: float, data: Dataset, scope: str) -> Outcome:

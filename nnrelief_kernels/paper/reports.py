@@ -116,11 +116,14 @@ def rules_table(context: Context, what: str, needs: tuple[str, ...]) -> None:
     for name in needs:
         experiment, data = context.experiments[name], context.dataset(name)
         variant = experiment.authors().options["variant"]
-        rules: dict[str, dict[str, str]] = {
+        residual = {"residual": True} if experiment.model.startswith("resnet") else {}
+        rules: dict[str, dict[str, Any]] = {
             "the text": {},
             f"authors' score ({variant})": {"variant": variant},
             "authors' cut-off": {"compat": "authors"},
-            "both": {"variant": variant, "compat": "authors"},
+            "authors' silent units": {"silent": True},
+            **({"authors' residual rule": residual} if residual else {}),
+            "all the authors' rules": {"variant": variant, "compat": "authors", "silent": True, **residual},
         }
         networks = context.dense(name)
         texts = {seed: by_importance(model, experiment, data, seed) for seed, model in networks.items()}

@@ -20,7 +20,7 @@ from ..pruning import prune_iteratively
 from .data import Dataset
 from .experiments import Experiment
 from .models import MODELS, load_published
-from .training import Epoch, Recipe, error, train
+from .training import Epoch, Recipe, distilled, error, train
 
 HISTORY, EPOCHS, DENSE, SETTINGS = "history.jsonl", "epochs.jsonl", "dense.safetensors", "settings.json"
 
@@ -61,7 +61,7 @@ def run(
     done = len(load_checkpoint(folder, copy.deepcopy(model)))
     numbers = itertools.count(max(done, 1))
 
-    def fit(network: nn.Module, number: int, recipe: Recipe) -> None:
+    def fit(network: nn.Module, number: int, recipe: Recipe, data: Dataset = data) -> None:
         state = folder / f"training-{number}.pt"
         epochs = train(network, data, recipe, seed=1000 * seed + number, checkpoint=state, description=f"training {number}",
                        **dataclasses.asdict(speed))  # fmt: skip
@@ -76,11 +76,12 @@ def run(
         else:
             fit(model, 0, experiment.training)
         save_tensors(folder / DENSE, dense_state(model))
+    labelled = distilled(data, model, experiment.distillation) if experiment.distillation else data
     if wanted := experiment.iterations if iterations is None else iterations:
         prune_iteratively(
             model,
             data.pruning_set(experiment.samples, seed),
-            lambda network: fit(network, next(numbers), experiment.retraining),
+            lambda network: fit(network, next(numbers), experiment.retraining, labelled),
             iterations=wanted,
             rewind=initial if experiment.rewind else None,
             evaluate=lambda network: error(network, data.x_test, data.y_test),

@@ -98,6 +98,18 @@ def error(model: nn.Module, x: Tensor, y: Tensor, batch: int = 2000) -> float:
     return 100 * int(wrong) / len(x)
 
 
+@torch.no_grad()
+def distilled(data: Dataset, teacher: nn.Module, share: float, temperature: float = 4.0, batch: int = 2000) -> Dataset:
+    """The same images, labelled (N, classes) with probabilities: (1 - share) of the label, share of what a teacher says.
+
+    The teacher's are softmax(outputs / temperature), as in Hinton et al. 2015.
+    """
+    teacher.eval()
+    outputs = torch.cat([teacher(images) for images in torch.split(data.x_train, batch)])
+    labels = F.one_hot(data.y_train, outputs.shape[1]).to(outputs.dtype)
+    return dataclasses.replace(data, y_train=labels.lerp((outputs / temperature).softmax(1), share))
+
+
 def _train(
     plain: Compact,
     data: Dataset,
