@@ -13,7 +13,7 @@ from nnrelief_kernels.cli import main
 from nnrelief_kernels.paper.command import PRODUCTS
 from nnrelief_kernels.paper.experiments import EXPERIMENTS, Experiment
 from nnrelief_kernels.paper.published import TABLES
-from nnrelief_kernels.paper.runs import read_run, run
+from nnrelief_kernels.paper.runs import SETTINGS, read_run, run
 from nnrelief_kernels.paper.sources import IMAGES, MEAN, STD, enlarged_digits, load_named
 from nnrelief_kernels.paper.tables import comparison, rows, spread
 from nnrelief_kernels.paper.training import Recipe
@@ -36,6 +36,9 @@ def test_all_of_it_in_a_smoke_run(tmp_path, capsys):
         else:
             records = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
             assert all(record["seeds"] == [0] for record in records if "another seed" not in record.get("quantity", "")), name
+    arguments = ["paper", "table1", "--quick", "--authors", "--seeds", "0", "--device", "cpu", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    assert "--authors --quick`" in (tmp_path / "authors" / "table1.md").read_text()
     text = (tmp_path / "table4.md").read_text()
     assert "| network | quantity | published | measured ± std | seeds | command |" in text
     assert "| ResNet-20, SGD | parameters pruned % | 63.68 ± 1.52 |" in text
@@ -66,6 +69,16 @@ def test_a_folder_holds_one_experiment(tmp_path):
     small_run(tmp_path, iterations=0)
     with pytest.raises(ValueError, match="experiment"):
         small_run(tmp_path, dataclasses.replace(SMALL, alpha_fc=0.9))
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path):
+    small_run(tmp_path, iterations=0)
+    settings = json.loads((tmp_path / SETTINGS).read_text())
+    del settings["experiment"]["distillation"]
+    (tmp_path / SETTINGS).write_text(json.dumps(settings))
+    assert len(small_run(tmp_path, iterations=1).steps) == 2
+    with pytest.raises(ValueError, match="experiment"):
+        small_run(tmp_path, dataclasses.replace(SMALL, distillation=0.5))
 
 
 def test_rows_count_the_seeds_that_reached_the_published_iteration(tmp_path):

@@ -68,13 +68,13 @@ class Context:
 
 
 def results(context: Context, what: str, needs: tuple[str, ...]) -> None:
-    """Tables 1 to 5: the publication's results, every iteration below them, and other methods as printed."""
+    """Tables 1 to 5, and our own beyond Table 1: results, every iteration below them, and other methods as printed."""
     table = TABLES[what]
     runs = {name: context.runs(name) for name in needs}
     parts = []
     for result in table.results:
         if group := runs[result.experiment]:
-            parts.append(f"## {result.network} by iteration, measured; bold is the one that the publication reports\n")
+            parts.append(f"## {result.network} by iteration, measured; bold is the one in the table above\n")
             parts.append(by_iteration(group))
     if table.others:
         header = ("method", *(MEASURES[quantity][0][0].partition(",")[0] for quantity in table.quantities))

@@ -149,6 +149,8 @@ def _check_settings(folder: Path, experiment: Experiment, seed: int, speed: Spee
             file.write(json.dumps(asked | machine, indent=1).encode())
         return
     held = json.loads(path.read_text())
+    since = {f.name: f.default for f in dataclasses.fields(Experiment) if f.default is not dataclasses.MISSING}
+    held["experiment"] = since | held["experiment"]  # settings written before Experiment had a field
     if other := [key for key, value in asked.items() if held.get(key) != value]:
         raise ValueError(f"{folder} holds a run with another {other[0]}: name another folder with --out, or remove it")
 
