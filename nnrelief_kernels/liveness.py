@@ -10,6 +10,7 @@ connection with weight 0 carry nothing either way.
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -95,7 +96,10 @@ def _forwards(node: fx.Node, value: dict[fx.Node, Any], varies: dict[fx.Node, An
         return _like(value[node], False)
     at = tuple(_live(value[source], varies[source]) for source in sources)
     along = tuple(_ones(varies[source]) for source in sources)
-    return _positive(node, jvp(_replacement(node, value, varies), at, along)[1])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*torch.jit.script.* is deprecated")  # torch's own, in a process's first jvp
+        _, tangent = jvp(_replacement(node, value, varies), at, along)
+    return _positive(node, tangent)
 
 
 def _backwards(node: fx.Node, value: dict[fx.Node, Any], varies: dict[fx.Node, Any], needed: dict[fx.Node, Any]) -> None:

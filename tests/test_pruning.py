@@ -2,6 +2,8 @@
 
 import copy
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -316,3 +318,10 @@ def test_checkpoint_of_another_network_is_refused(model, batches, tmp_path):
 def test_one_shot_iterators_are_refused(model, batches):
     with pytest.raises(TypeError, match="more than once"):
         prune_iteratively(model, iter(batches), retrain, iterations=1)
+
+
+def test_a_new_process_prunes_without_a_warning():
+    program = "import torch, nnrelief_kernels; from torch.nn import Linear, ReLU, Sequential as S"
+    program += "; nnrelief_kernels.prune(S(Linear(4, 3), ReLU(), Linear(3, 2)), torch.rand(9, 4))"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
