@@ -203,15 +203,11 @@ def phase_2(kernel: Kernel, group: Loop, c: Conv, p: Plan, samples: int) -> floa
 def finish(found: dict[str, Kernel], c: Conv, p: Plan) -> Queued:
     """Where every part's sums are good."""
     kernel = named(found, "6finishIf")
-    if len(kernel.whole.inside) != 2 or len(kernel.whole.inside[1].inside) != 1:
-        raise Unclear("the loops of finish")
-    scale, parts = kernel.whole.inside
-    wide = range(parts.inside[0].first, parts.inside[0].last)
-    float64 = range(scale.first, scale.last)
-    most = next(index for index in kernel.places(kernel.whole, "EXIT") if index >= parts.last) + 1  # of all warps but one
-    ways = [kernel.way(kernel.whole, last=last, never=float64) for last in (None, most, most, most)]
-    count = sum(ways) / len(ways) + p.parts * kernel.way(parts, never=wide)
-    return Queued(c.channels * ceil_div(c.filters, 4), count, 0, sum_bytes(c, p))
+    parts = only("parts", kernel.whole.inside)
+    float64 = only("filters in float64", parts.inside)
+    never = range(float64.first, float64.last)
+    count = kernel.way(kernel.whole) + p.parts * kernel.way(parts, never=never)
+    return Queued(c.channels * ceil_div(c.filters, THREADS), count, 0, sum_bytes(c, p))
 
 
 def norms(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
