@@ -14,8 +14,8 @@ from benchmarks.cuda_code import Kernel, Unclear, named, only
 from benchmarks.cuda_plan import Conv, Plan
 from nnrelief_kernels.backends.triton.plan import ceil_div
 
-THREADS, PER_THREAD = 128, 4
-"""Of a block, and filters of a thread in phase 2 (csrc/conv_cuda.h)."""
+THREADS, PER_THREAD, FEW = 128, 4, 16
+"""Of a block, filters of a thread in phase 2, and those up to which it is one (csrc/conv_cuda.h)."""
 TYPES = ["NS_4HalfE", "NS_8BFloat16E", "f", "d"]
 """Of activations, as in a kernel's mangled name, in the order of csrc/conv.h."""
 ITEM = [2, 2, 4, 8]
@@ -56,12 +56,6 @@ def streamed_rows(c: Conv) -> tuple[int, int, Counter[int]]:
     return turns, edges, ends
 
 
-def new_windows(c: Conv, far: int) -> int:
-    """Windows of columns for the lags `far` columns apart, but for those that have the columns of the one before."""
-    begins = (tap - c.before[2] for tap in range(c.kernel[2] - far))
-    return sum(tap == 0 or begin > 0 or begin + c.out[2] <= c.size[2] - far for tap, begin in enumerate(begins))
-
-
 def products(k: int) -> int:
     """Lags of a k x k kernel."""
     return ((2 * k - 1) ** 2 + 1) // 2
@@ -79,40 +73,28 @@ def lags(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
     lanes = THREADS // samples
     while lanes * columns < c.size[2]:
         lanes *= 2
-    kernel = named(found, f"4lagsI{TYPES[c.acts_type]}Li{k}ELi{columns}E")
+    piece = next(piece for piece in (columns, 2, 1) if c.size[2] % piece == 0)
+    kernel = named(found, f"4lagsI{TYPES[c.acts_type]}Li{k}ELi{columns}ELi{piece}E")
     inner = row_loop(kernel, k, columns)
     nest = kernel.around(inner)
     if len(nest) != 5:
         raise Unclear(f"{len(nest)} loops around the rows of lags")
     _, group, maps, row, _ = nest
-    one, whole = ("LDG.E" if TYPES[c.acts_type] == "f" else "LDG.E.U16"), c.size[2] % columns == 0
-    loads = (i for i in range(maps.first, maps.last) if kernel.code[i].operation.startswith("LDG"))
-    never = {i for i in loads if (kernel.code[i].operation == one) == whole}
 
     ending = [loop for loop in row.inside if loop is not inner]
-    rest, begin, sums = iter(ending), ending[0].first, []
-    for d in range(k):
-        total, loop = 0, ending[0]
-        for s in range(0 if d == 0 else 1 - k, k):
-            loop, windows = next(rest), k - abs(s)
-            shuffles, heads = loop.inside if windows > 1 else (loop, next(rest))
-            if kernel.count(shuffles, "SHFL") != 1 or lanes < k:
-                raise Unclear("the sums of lags")
-            summed = new_windows(c, abs(s))
-            total += summed * int(math.log2(lanes)) * kernel.way(shuffles) + windows * kernel.way(heads)
-            if windows > 1:
-                again = kernel.way(loop, through=[heads.first])
-                total += summed * kernel.way(loop) + (windows - summed) * again
-            loop = loop if windows > 1 else heads
-        sums.append(total + kernel.way(row, begin, loop.last, never=never))
-        begin = loop.last
-    if next(rest, None) is not None:
-        raise Unclear("more loops than sums of lags")
+    if len(ending) != 2 * k or any(kernel.count(loop, "SHFL") == 0 for loop in ending[::2]):
+        raise Unclear("the sums of lags")
+    begin, sums = ending[0].first, []
+    for d, (shuffles, heads) in enumerate(zip(ending[::2], ending[1::2])):
+        fours = lanes // 4
+        total = int(math.log2(fours)) * kernel.way(shuffles) + ceil_div(k - d, fours) * kernel.way(heads)
+        sums.append(total + kernel.way(row, begin, heads.last))
+        begin = heads.last
 
     turns, edges, ends = streamed_rows(c)
-    streamed = turns * kernel.way(inner, never=never)
-    an_edge = kernel.way(row, row.first, ending[0].first, never=never) + kernel.way(row, begin, row.last, never=never)
-    a_map = kernel.way(maps, never=never) + streamed + edges * an_edge + sum(n * sums[d] for d, n in ends.items())
+    streamed = turns * kernel.way(inner)
+    an_edge = kernel.way(row, row.first, ending[0].first) + kernel.way(row, begin, row.last)
+    a_map = kernel.way(maps) + streamed + edges * an_edge + sum(n * sums[d] for d, n in ends.items())
     features = taps * (taps + 1) // 2 * samples // THREADS
     clear = [loop for loop in group.inside if loop.last <= maps.first][-1]
     most = next(loop for loop in group.inside if loop.first >= maps.last)
@@ -129,7 +111,7 @@ def lags(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
     first = Queued(
         p.parts * c.channels, count, groups * rounds * a_map, c.samples * c.acts_n * ITEM[c.acts_type] + sum_bytes(c, p)
     )
-    return Call([first, finish(found, c, p)], kernel.way(inner, never=never) / (k * columns))
+    return Call([first, finish(found, c, p)], kernel.way(inner) / (k * columns))
 
 
 def gram(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
@@ -182,20 +164,22 @@ def boxes(c: Conv, p: Plan) -> list[tuple[int, ...]]:
 
 def phase_2(kernel: Kernel, group: Loop, c: Conv, p: Plan, samples: int) -> float:
     """Of a block's samples (add_norms in csrc/forms.h), on average over its warps: not all load kernels and add up sums."""
-    taps, step = math.prod(c.kernel), p.filters
-    slots = THREADS * PER_THREAD // step
-    filters = group.inside[-1]
-    load, forms, *sums = filters.inside
-    if len(sums) != PER_THREAD or len(load.inside) != 2 or (taps == 9) != (kernel.count(forms, "FFMA") >= 8 * 45):
+    taps, step, each = math.prod(c.kernel), p.filters, 1 if c.filters <= FEW else PER_THREAD
+    slots = THREADS * each // step
+    filters = only("filters", [loop for loop in group.inside if len(loop.inside) == 3 + 1 + each])
+    loads, (forms, *sums) = filters.inside[:3], filters.inside[3:]  # of kernels, by dtype
+    if len(sums) != each or (taps == 9) != (kernel.count(forms, "FFMA") >= 2 * each * 45):
         raise Unclear("the loops of phase 2")
     a_form = kernel.way(forms)
     if taps != 9:
         row = only("rows of a form", forms.inside)
         element = only("elements of a row", row.inside)
         a_form += taps * kernel.way(row) + taps * (taps + 1) // 2 * kernel.way(element)
-    loading = (kernel.way(load) + taps * sum(map(kernel.way, load.inside))) * step / THREADS
-    adding = (slots - 1) * sum(map(kernel.way, sums)) * max(step // PER_THREAD, 32) / THREADS
-    a_step: float = kernel.way(filters) + loading + ceil_div(samples // 2, slots) * a_form + adding
+    a_load = max(kernel.way(load) + taps * sum(map(kernel.way, load.inside)) for load in loads)
+    adding = (slots - 1) * sum(map(kernel.way, sums)) * max(step // each, 32) / THREADS
+    a_step: float = (
+        kernel.way(filters) + a_load * max(step / THREADS, 1) + ceil_div(samples // 2, slots) * a_form + adding
+    )
     steps: int = ceil_div(c.filters, step)
     return steps * a_step
 

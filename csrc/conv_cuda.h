@@ -7,8 +7,9 @@
 
 namespace nnrelief {
 
-constexpr int kThreads = 128;  // of a block
-constexpr int kPerThread = 4;  // filters of a thread in phase 2
+constexpr int kThreads = 128;    // of a block
+constexpr int kPerThread = 4;    // filters of a thread in phase 2,
+constexpr int kFewFilters = 16;  // which are one where there are no more than these
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

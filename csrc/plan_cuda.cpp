@@ -44,7 +44,8 @@ int64_t block_samples(int64_t taps) {
 // Filters of one step of phase 2: few enough to lie in shared memory, with as few left unused in the last step as can
 // be.
 int64_t step_filters(const Conv& c) {
-  int64_t step = 16 * kPerThread;
+  if (c.filters <= kFewFilters) return c.filters <= kFewFilters / 2 ? kFewFilters / 2 : kFewFilters;
+  int64_t step = 8 * kPerThread;
   const auto covered = [&](int64_t filters) { return ceil_div(c.filters, filters) * filters; };
   while (2 * step <= kThreads * kPerThread && 2 * step * c.taps() <= kThreads * kPerThread * 9 &&
          covered(2 * step) <= covered(step))
