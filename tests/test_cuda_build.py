@@ -1,5 +1,6 @@
 """What nvcc made of the CUDA kernels, and what the library asks of the torch that loads it."""
 
+import itertools
 import os
 import re
 import shutil
@@ -152,8 +153,9 @@ def test_machine_code_has_the_multiply_adds_of_the_source():
         pytest.skip("no code for sm_90")
     found = code.kernels(LIBRARY)
     for kind in model.TYPES[:3]:
-        for k, columns, lags in ((3, 2, 13), (3, 4, 13), (3, 8, 13), (5, 2, 41)):
-            kernel = code.named(found, f"4lagsI{kind}Li{k}ELi{columns}E")
+        each = itertools.product(((3, 2, 13), (3, 4, 13), (3, 8, 13), (5, 2, 41)), ("1", "2", "columns"))
+        for (k, columns, lags), piece in each:
+            kernel = code.named(found, f"4lagsI{kind}Li{k}ELi{columns}ELi{columns if piece == 'columns' else piece}E")
             loop = model.row_loop(kernel, k, columns)
             assert kernel.count(loop, "FFMA") == lags * k * columns
             assert not loop.inside
