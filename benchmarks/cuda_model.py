@@ -79,7 +79,7 @@ def lags(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
     nest = kernel.around(inner)
     if len(nest) != 5:
         raise Unclear(f"{len(nest)} loops around the rows of lags")
-    _, group, maps, row, _ = nest
+    row = nest[3]
 
     ending = [loop for loop in row.inside if loop is not inner]
     if len(ending) != 2 * k or any(kernel.count(loop, "SHFL") == 0 for loop in ending[::2]):
@@ -94,27 +94,60 @@ def lags(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
     turns, edges, ends = streamed_rows(c)
     streamed = turns * kernel.way(inner)
     an_edge = kernel.way(row, row.first, ending[0].first) + kernel.way(row, begin, row.last)
-    a_map = kernel.way(maps) + streamed + edges * an_edge + sum(n * sums[d] for d, n in ends.items())
-    features = taps * (taps + 1) // 2 * samples // THREADS
-    clear = [loop for loop in group.inside if loop.last <= maps.first][-1]
-    most = next(loop for loop in group.inside if loop.first >= maps.last)
-    rounds = samples * lanes // THREADS
+    a_map = streamed + edges * an_edge + sum(n * sums[d] for d, n in ends.items())
+    call = maps_call(found, kernel, c, p, samples, lanes, a_map)
+    return Call(call, kernel.way(inner) / (k * columns))
+
+
+def maps_call(found: dict[str, Kernel], kernel: Kernel, c: Conv, p: Plan, samples: int, lanes: int, a_map: float) -> list[Queued]:
+    """The launches of a call whose blocks have `THREADS` / `lanes` maps at once (csrc/lanes.h)."""
+    group = kernel.whole.inside[-1]
+    clears, maps, most = group.inside[:2], group.inside[2], group.inside[3]
+    if kernel.count(clears[1], "STS") == 0 or kernel.count(most, "ATOMS") == 0:
+        raise Unclear("the loops of a group of samples")
+    taps = math.prod(c.kernel)
+    features, rounds = taps * (taps + 1) // 2 * samples // THREADS, samples * lanes // THREADS
     a_group = (
         kernel.way(group)
-        + ceil_div(features, kernel.count(clear, "STS")) * kernel.way(clear)
+        + ceil_div(features, kernel.count(clears[1], "STS")) * kernel.way(clears[1])
         + ceil_div(features, kernel.count(most, "ATOMS")) * kernel.way(most)
-        + rounds * a_map
+        + rounds * (kernel.way(maps) + a_map)
         + phase_2(kernel, group, c, p, samples)
     )
     groups = ceil_div(p.part_samples, samples)
-    count = kernel.way(kernel.whole) + groups * a_group
-    first = Queued(
-        p.parts * c.channels, count, groups * rounds * a_map, c.samples * c.acts_n * ITEM[c.acts_type] + sum_bytes(c, p)
+    count, phase_1 = kernel.way(kernel.whole) + groups * a_group, groups * rounds * (kernel.way(maps) + a_map)
+    first = Queued(p.parts * c.channels, count, phase_1, c.samples * c.acts_n * ITEM[c.acts_type] + sum_bytes(c, p))
+    return [first, finish(found, c, p)]
+
+
+def windows(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
+    reuse, near = 2 * c.dilation[1] == c.stride[1], c.acts_x[2] == 1 and c.dilation[2] == 1
+    kernel = named(found, f"7windowsI{TYPES[c.acts_type]}Lb{reuse:d}ELb{near:d}E")
+    outputs = only("45 multiply-adds", [x for x in kernel.whole.in_order() if kernel.count(x, "FFMA") == 45])
+    nest = kernel.around(outputs)
+    if len(nest) != 6 or len(nest[2].inside) != 2 or len(nest[4].inside) != 2:
+        raise Unclear(f"{len(nest)} loops around the products of windows")
+    column, rows, shuffles = nest[3], nest[4], nest[4].inside[0]
+    high, chunks = c.out[1], ceil_div(c.out[2], p.lanes)
+    turns, summed, flushes = 0, 0, 0
+    for count in [min(128, high - h) for h in range(0, high, 128)] * chunks:
+        full = summed + count > 128
+        turns, flushes, summed = turns + 1, flushes + full, count + (0 if full else summed)
+    on = kernel.way(rows, never=range(shuffles.first, shuffles.last))
+    sharing = int(math.log2(p.lanes // 4)) * kernel.way(shuffles)
+    a_map = (
+        sharing
+        + chunks * kernel.way(column)
+        + turns * on
+        + flushes * (kernel.way(rows) - on + sharing)
+        + chunks * high * kernel.way(outputs)
     )
-    return Call([first, finish(found, c, p)], kernel.way(inner) / (k * columns))
+    return Call(maps_call(found, kernel, c, p, 32, p.lanes, a_map), kernel.way(outputs))
 
 
 def gram(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
+    if p.lanes:
+        return windows(found, c, p)
     taps = math.prod(c.kernel)
     pairs = ceil_div(taps, 3) * (ceil_div(taps, 3) + 1) // 2
     slots, units = max(THREADS // (pairs * p.staged), 1), 0

@@ -29,10 +29,11 @@ inline Parts cut(int64_t samples, int64_t block, int64_t programs, int64_t bytes
 struct CudaPlan {
   Path path;        // norms, lags, gram, or direct: feature maps in float64
   int64_t samples;  // whose features a block holds at once
-  int64_t box[3];   // of gram: outputs of a tile
+  int64_t box[3];   // of gram_cuda.cu: outputs of a tile
   int64_t extent[3];
-  int64_t staged;   // of gram: samples whose tile is in shared memory at once
+  int64_t staged;   // of gram_cuda.cu: samples whose tile is in shared memory at once
   int64_t columns;  // of lags: neighbouring columns of one thread
+  int64_t lanes;    // of gram: threads of a map (windows_cuda.cu), 0 where tiles are staged (gram_cuda.cu)
   int64_t filters;  // of one step of phase 2
   Parts parts;
 };
@@ -46,6 +47,7 @@ struct Partial {
 };
 
 void queue_lags(const Conv& c, const CudaPlan& p, Partial partial, void* stream);
+void queue_windows(const Conv& c, const CudaPlan& p, Partial partial, void* stream);
 void queue_gram(const Conv& c, const CudaPlan& p, Partial partial, void* stream);
 
 // out[filter][channel of the group] = the sum of all parts; parts whose flag is up, and everything where

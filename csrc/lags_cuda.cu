@@ -5,12 +5,10 @@
 // its right neighbour's first K - 1, which it gets by shuffles. Products are kept per column and summed over base rows
 // that all taps' windows treat alike; then every window takes its columns, the lanes of the map add up, and the taps
 // whose rows include these take the sum. Nothing is subtracted.
-#include "forms.h"
+#include "lanes.h"
 
 namespace nnrelief {
 namespace {
-
-constexpr int kLongest = 128;  // rows of one float32 sum
 
 template <int K>
 constexpr int kShifts = 2 * K - 1;  // s + K - 1; the first K - 1 are unused where d = 0
@@ -90,24 +88,12 @@ __device__ __forceinline__ void add_rows(const Conv& c, Stream& stream, float (&
   if constexpr (I + 1 < K) add_rows<K, COLUMNS, I + 1>(c, stream, rows, sums);
 }
 
-// Half of the sums goes to the lane `offset` away, which has the other half's from here: both are summed. `upper`:
-// which half stays.
-template <int N>
-__device__ __forceinline__ void share(float* x, bool upper, int offset) {
-  constexpr int half = (N + 1) / 2;
-#pragma unroll
-  for (int i = 0; i < half; ++i) {
-    const float high = i + half < N ? x[i + half] : 0;
-    x[i] = (upper ? high : x[i]) + __shfl_xor_sync(kAll, upper ? x[i] : high, offset);
-  }
-}
-
 // Adds what has been summed over base rows that end with `y` to every feature at a lag with row distance D, and clears
 // it. The windows of taps (p, q) of a row's K are shared out to four lanes, and the taps' rows to every four of them.
 template <int K, int COLUMNS, int D>
 __device__ __forceinline__ void flush(const Conv& c, const Features& f, int y, int sample, int lane, int lanes,
                                       float (*sums)[COLUMNS]) {
-  constexpr int all = D == 0 ? K * (K + 1) / 2 : K * K, half = (all + 1) / 2, quarter = (half + 1) / 2;
+  constexpr int all = D == 0 ? K * (K + 1) / 2 : K * K, quarter = (all + 3) / 4;
   const auto start = [](int p) { return D == 0 ? p * K - p * (p - 1) / 2 : p * K; };  // of windows (p, ...)
   const int left = c.before[2], top = c.before[1], high = c.out[1];
   float total[all];
@@ -130,20 +116,14 @@ __device__ __forceinline__ void flush(const Conv& c, const Features& f, int y, i
 #pragma unroll
     for (int u = 0; u < COLUMNS; ++u) sums[s + K - 1][u] = 0;
 
-  const bool second = lane & 1, third = lane & 2;
-  share<all>(total, second, 1);
-  share<half>(total, third, 2);
-#pragma unroll 1
-  for (int offset = 4; offset < lanes; offset *= 2)
-#pragma unroll
-    for (int i = 0; i < quarter; ++i) total[i] += __shfl_xor_sync(kAll, total[i], offset);
+  share_out<all>(total, lane, lanes);
 #pragma unroll 1
   for (int h = lane / 4; h < K - D; h += lanes / 4) {
     if (y < h - top || y >= h - top + high) continue;
 #pragma unroll
     for (int i = 0; i < quarter; ++i) {
-      const int within = (third ? quarter : 0) + i, window = (second ? half : 0) + within;
-      if (within >= half || window >= all) continue;
+      const int window = sum_at<all>(i, lane);
+      if (window < 0) continue;
       int p = 0;
 #pragma unroll
       for (int k = 1; k < K; ++k) p += window >= start(k);
@@ -200,37 +180,15 @@ template <class S, int K, int COLUMNS, int PIECE>
 __global__ void __launch_bounds__(kThreads, K == 3 && COLUMNS < 8 ? 3 : 2)
     lags(Conv c, CudaPlan p, int lanes, Partial partial) {
   const Features f(K * K, samples_of(K), p.filters, shared_memory<char>());
-  const Block block(c.channels);
-  const int64_t end = part_end(p.parts, block.part, c.samples), begin = block.part * p.parts.size;
-  const int at_once = kThreads / lanes;
   Stream<S, K, COLUMNS, PIECE> stream;
   stream.lane = threadIdx.x % lanes;
   stream.lanes = lanes;
-
-  f.start(c);
-  bool bad = false;
-  for (int64_t first = begin; first < end; first += f.samples) {
-    f.clear();
-    for (int i = threadIdx.x; i < f.count * f.samples; i += kThreads) f.g[i] = 0;
-    __syncthreads();
-    for (int place = threadIdx.x / lanes; place < f.samples; place += at_once) {
-      const int64_t n = first + place;
-      const int column = stream.lane * COLUMNS;
-      stream.start(c, static_cast<const S*>(c.acts) + n * c.acts_n + block.index * c.acts_c + column * c.acts_x[2],
-                   n < end && column < c.size[2]);
-      map_features<K, COLUMNS>(c, f, place, stream);
-      if (stream.low < kSmallBits - 1) atomicOr(f.small + place, 1u);
-    }
-    __syncthreads();
-    for (int i = threadIdx.x; i < f.count * f.samples; i += kThreads)
-      atomicMax(f.most + i % f.samples, __float_as_uint(f.g[i]));
-    __syncthreads();
-    bad = f.judge() || bad;
-    __syncthreads();
-    bad = add_norms<K == 3 ? 9 : 0>(c, f, Member(c, block.index).kernels, first > begin, partial.sums) || bad;
-  }
-  bad = __syncthreads_or(bad);
-  if (threadIdx.x == 0) partial.flags[blockIdx.x] = bad;
+  const int column = stream.lane * COLUMNS;
+  score_samples<K == 3 ? 9 : 0>(c, p, f, lanes, partial, [&](int place, int64_t base, bool used) {
+    stream.start(c, static_cast<const S*>(c.acts) + base + column * c.acts_x[2], used && column < c.size[2]);
+    map_features<K, COLUMNS>(c, f, place, stream);
+    return stream.low;
+  });
 }
 
 template <class S, int K, int COLUMNS>

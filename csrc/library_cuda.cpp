@@ -42,7 +42,7 @@ void score_sum_of_maps(const Conv& c, const Tensor& acts, bool wide, void* out, 
     mean.acts_x[1] = c.size[2];
     mean.acts_x[0] = c.size[2] * c.size[1];
     mean.acts_c = mean.acts_n = pixels;
-    queue_finish(mean, {Path::direct, 0, {}, {}, 0, 0, 0, {1, 1}}, {}, first, columns.channels, wide, out, stream);
+    queue_finish(mean, {Path::direct, 0, {}, {}, 0, 0, 0, 0, {1, 1}}, {}, first, columns.channels, wide, out, stream);
   }
 }
 
@@ -73,6 +73,8 @@ Tensor score_conv(Tensor weight, Tensor acts, std::vector<int64_t> geometry) {
     const Partial partial{numbers(sums), static_cast<int32_t*>(flags.data_ptr())};
     if (p.path == Path::lags)
       queue_lags(c, p, partial, stream);
+    else if (p.lanes > 0)
+      queue_windows(c, p, partial, stream);
     else
       queue_gram(c, p, partial, stream);
     queue_finish(c, p, partial, 0, c.channels, wide, out.data_ptr(), stream);

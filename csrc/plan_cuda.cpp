@@ -2,7 +2,7 @@
 //
 //   norms   1x1 kernels: |w_ij| * sum_n ||x_ni||, read where the maps lie
 //   lags    3x3 and 5x5 kernels with stride and dilation 1 on zero-padded maps: a product sum per lag
-//   gram    every pair of taps, from tiles in shared memory
+//   gram    every pair of taps: of 3x3 kernels in registers, of others from tiles in shared memory
 //   direct  the feature maps themselves, in float64: float64 inputs, the one summed map of "norm_of_mean" and "l1", and
 //           kernels whose Gram matrices or tiles are too large for shared memory
 #include "conv_cuda.h"
@@ -15,6 +15,7 @@ constexpr int64_t kFeatureBytes = 20 << 10;  // of a block's samples
 constexpr int64_t kTilePixels = 2560;        // of float32 in shared memory
 constexpr int64_t kOutputs = 128;            // of one float32 sum
 constexpr int64_t kSamples = 32;
+constexpr int64_t kRows = 1024;  // of a 3x3 kernel's input whose places are in shared memory
 
 bool norms_serve(const Conv& c) {
   return c.taps() == 1 && c.before[0] + c.before[1] + c.before[2] == 0 && c.positions() == c.pixels();
@@ -31,6 +32,13 @@ int64_t lag_columns(const Conv& c) {
     return 0;
   if (k == 5) return width <= 64 ? 2 : 0;
   return width <= 8 ? 2 : width <= 128 ? 4 : width <= 256 ? 8 : 0;
+}
+
+// Threads of a map whose outputs' 3x3 pixels lie in registers, 0 where such kernels do not serve.
+int64_t window_lanes(const Conv& c) {
+  if (c.kernel[0] != 1 || c.kernel[1] != 3 || c.kernel[2] != 3 || c.size[0] != 1 || c.out[0] != 1) return 0;
+  if (c.span(1, c.out[1]) > kRows || c.acts_x[2] * c.size[2] >= int64_t{1} << 31) return 0;
+  return c.out[2] > 4 ? 8 : 4;
 }
 
 // Samples whose features a block holds.
@@ -91,9 +99,10 @@ CudaPlan plan_cuda(const Conv& c) {
   p.samples = block_samples(c.taps());
   p.filters = step_filters(c);
   p.columns = lag_columns(c);
+  p.lanes = window_lanes(c);
   if (p.columns > 0)
     p.path = Path::lags;
-  else if (c.taps() <= kMostTaps && choose_tile(c, p))
+  else if (p.lanes > 0 || (c.taps() <= kMostTaps && choose_tile(c, p)))
     p.path = Path::gram;
   else
     return p;
