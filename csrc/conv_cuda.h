@@ -74,12 +74,13 @@ void queue_column_sums(const Columns& columns, Parts parts, double* sums, void* 
 // total[i] = sums[0][i] + sums[1][i] + ...
 void queue_add(const double* sums, int64_t parts, int64_t count, double* total, void* stream);
 
-// out[j][i] = |w_ji| factors[j / filters * columns + i].
+// out[j][i] = |w_ji| * sum over the parts of factors[part][j / filters * columns + i].
 struct Matrix {
   const void* w;
   Dtype type;
   int64_t rows, columns, row_stride, column_stride;
 };
-void queue_scale(const Matrix& weight, int64_t filters, const double* factors, bool wide, void* out, void* stream);
+void queue_scale(const Matrix& weight, int64_t filters, const double* factors, int64_t parts, bool wide, void* out,
+                 void* stream);
 
 }  // namespace nnrelief

@@ -16,11 +16,6 @@ constexpr int kShifts = 2 * K - 1;  // s + K - 1; the first K - 1 are unused whe
 // What plan_cuda.cpp gives these kernels, here for the compiler.
 HOST_DEVICE constexpr int samples_of(int K) { return K == 3 ? kSamples : 16; }
 
-template <class S, int COLUMNS>
-struct alignas(sizeof(S) * COLUMNS) Vector {
-  S x[COLUMNS];
-};
-
 __device__ alignas(32) const float kZeros[8] = {};  // what threads without columns read
 
 // One map's lanes, of which `lane` is this thread's, which reads its columns PIECE at a time.

@@ -14,6 +14,12 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+// Elements that are read as one.
+template <class S, int COUNT>
+struct alignas(sizeof(S) * COUNT) Vector {
+  S x[COUNT];
+};
+
 __device__ inline float magnitude(float x) { return fabsf(x); }
 __device__ inline double magnitude(double x) { return fabs(x); }
 __device__ inline float magnitude(Half x) { return half_value(x.bits & 0x7fff); }
