@@ -68,7 +68,7 @@ def row_loop(kernel: Kernel, k: int, columns: int) -> Loop:
 
 
 def lags(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
-    k, columns, taps = c.kernel[2], p.columns, c.kernel[2] ** 2
+    k, columns = c.kernel[2], p.columns
     samples = 32 if k == 3 else 16
     lanes = THREADS // samples
     while lanes * columns < c.size[2]:
@@ -95,18 +95,21 @@ def lags(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
     streamed = turns * kernel.way(inner)
     an_edge = kernel.way(row, row.first, ending[0].first) + kernel.way(row, begin, row.last)
     a_map = streamed + edges * an_edge + sum(n * sums[d] for d, n in ends.items())
-    call = maps_call(found, kernel, c, p, samples, lanes, a_map)
-    return Call(call, kernel.way(inner) / (k * columns))
+    queued = maps_call(found, kernel, c, p, samples, lanes, a_map)
+    return Call(queued, kernel.way(inner) / (k * columns))
 
 
-def maps_call(found: dict[str, Kernel], kernel: Kernel, c: Conv, p: Plan, samples: int, lanes: int, a_map: float) -> list[Queued]:
+def maps_call(
+    found: dict[str, Kernel], kernel: Kernel, c: Conv, p: Plan, samples: int, lanes: int, a_map: float
+) -> list[Queued]:
     """The launches of a call whose blocks have `THREADS` / `lanes` maps at once (csrc/lanes.h)."""
     group = kernel.whole.inside[-1]
     clears, maps, most = group.inside[:2], group.inside[2], group.inside[3]
     if kernel.count(clears[1], "STS") == 0 or kernel.count(most, "ATOMS") == 0:
         raise Unclear("the loops of a group of samples")
     taps = math.prod(c.kernel)
-    features, rounds = taps * (taps + 1) // 2 * samples // THREADS, samples * lanes // THREADS
+    features = taps * (taps + 1) // 2 * samples // THREADS
+    rounds = ceil_div(min(samples, p.part_samples) * lanes, THREADS)
     a_group = (
         kernel.way(group)
         + ceil_div(features, kernel.count(clears[1], "STS")) * kernel.way(clears[1])
@@ -148,45 +151,38 @@ def windows(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
 def gram(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
     if p.lanes:
         return windows(found, c, p)
-    taps = math.prod(c.kernel)
-    pairs = ceil_div(taps, 3) * (ceil_div(taps, 3) + 1) // 2
-    slots, units = max(THREADS // (pairs * p.staged), 1), 0
-    units = p.staged * pairs * slots
-    kernel = named(found, f"4gramI{TYPES[c.acts_type]}Li{9 if taps == 9 else 0}E")
-    nine = [x for x in kernel.whole.in_order() if kernel.count(x, "FFMA") == 9]
-    inner = only("9 multiply-adds", nine)
-    nest = kernel.around(inner)
-    if len(nest) != 8 or len(inner.inside) != 1:
+    near = c.kernel[2] == p.block and c.dilation[2] == 1
+    kernel = named(found, f"4gramI{TYPES[c.acts_type]}Li{p.block}ELb{near:d}E")
+    wanted, groups = p.block**2, ceil_div(math.prod(c.kernel), p.block)
+    products = only(f"{wanted} multiply-adds", [x for x in kernel.whole.in_order() if kernel.count(x, "FFMA") == wanted])
+    nest = kernel.around(products)
+    if len(nest) != 7 or products.inside:
         raise Unclear(f"{len(nest)} loops around the products of gram")
-    _, group, places, depth, rows, tile, unit, _ = nest
-    clear = places.inside[0]
+    _, group, places, depth, rows, tile, _ = nest
     stage = only("the staged rows", [x for x in tile.inside if any(kernel.count(y, "LDG") for y in x.inside)])
-    last = only("the sums of all tiles", [x for x in places.inside if x.first > depth.last and x.inside])
+    shuffles = only("the sums of slots", [x for x in places.inside if kernel.count(x, "SHFL") == wanted])
 
     lanes = min(32, 1 << (p.extent[2] - 1).bit_length())
     turns = [ceil_div(p.staged * p.extent[0] * p.extent[1], THREADS // lanes), ceil_div(p.extent[2], lanes)]
-    row, element = stage, stage.inside[0]
+    element = stage.inside[0]
     load = kernel.places(element, "LDG") + kernel.places(element, "STS")
-    staging = turns[0] * (kernel.way(row, through=[element.first]) + turns[1] * kernel.way(element, through=load))
+    staging = turns[0] * (kernel.way(stage, through=[element.first]) + turns[1] * kernel.way(element, through=load))
     tiles = [math.prod(extent) for extent in boxes(c, p)]
-    product = kernel.way(inner) + slots * kernel.way(inner.inside[0]) / min(c.out[2], p.box[2])
-    per_unit = ceil_div(units, THREADS)
-    outputs = sum(ceil_div(size, slots) for size in tiles)
+    outputs = sum(ceil_div(size, p.slots) for size in tiles)
     a_place = (
         kernel.way(places)
-        + ceil_div(units * 9, THREADS) * kernel.way(clear)
-        + ceil_div(p.staged * pairs * 9, THREADS) * (kernel.way(last) + slots * kernel.way(last.inside[0]))
+        + int(math.log2(p.slots)) * kernel.way(shuffles)
         + c.out[0] // p.box[0] * (kernel.way(depth) + ceil_div(c.out[1], p.box[1]) * kernel.way(rows))
-        + len(tiles) * (kernel.way(tile) + staging + per_unit * kernel.way(unit))
-        + per_unit * outputs * product
+        + len(tiles) * (kernel.way(tile) + staging)
+        + outputs * kernel.way(products)
     )
-    groups, at_once = ceil_div(p.part_samples, p.samples), ceil_div(p.samples, p.staged)
+    steps, at_once = ceil_div(p.part_samples, p.samples), ceil_div(p.samples, p.staged)
     a_group = kernel.way(group) + at_once * a_place + phase_2(kernel, group, c, p, p.samples)
-    count = kernel.way(kernel.whole) + groups * a_group
+    count = kernel.way(kernel.whole) + steps * a_group
     first = Queued(
-        p.parts * c.channels, count, groups * at_once * a_place, c.samples * c.acts_n * ITEM[c.acts_type] + sum_bytes(c, p)
+        p.parts * c.channels, count, steps * at_once * a_place, c.samples * c.acts_n * ITEM[c.acts_type] + sum_bytes(c, p)
     )
-    return Call([first, finish(found, c, p)], pairs * product)
+    return Call([first, finish(found, c, p)], groups * (groups + 1) // 2 * kernel.way(products))
 
 
 def boxes(c: Conv, p: Plan) -> list[tuple[int, ...]]:
@@ -210,10 +206,10 @@ def phase_2(kernel: Kernel, group: Loop, c: Conv, p: Plan, samples: int) -> floa
         a_form += taps * kernel.way(row) + taps * (taps + 1) // 2 * kernel.way(element)
     a_load = max(kernel.way(load) + taps * sum(map(kernel.way, load.inside)) for load in loads)
     adding = (slots - 1) * sum(map(kernel.way, sums)) * max(step // each, 32) / THREADS
-    a_step: float = (
-        kernel.way(filters) + a_load * max(step / THREADS, 1) + ceil_div(samples // 2, slots) * a_form + adding
-    )
     steps: int = ceil_div(c.filters, step)
+    served = 1 if steps > 1 else ceil_div(p.part_samples, samples)  # groups of samples by one load
+    loading = a_load * max(step / THREADS, 1) / served
+    a_step: float = kernel.way(filters) + loading + ceil_div(samples // 2, slots) * a_form + adding
     return steps * a_step
 
 
@@ -228,19 +224,23 @@ def finish(found: dict[str, Kernel], c: Conv, p: Plan) -> Queued:
 
 
 def norms(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
-    kernel = named(found, f"5normsI{TYPES[c.acts_type]}E")
-    samples = only("samples", kernel.whole.inside)
-    if [kernel.count(loop, name) for loop, name in zip(samples.inside, ("LDG", "LDG", "LDG", "SHFL"))] != [4, 1, 4, 2]:
-        raise Unclear("the loops of norms")
-    joined, rest, strided, shuffles = samples.inside
     pixels = math.prod(c.size)
-    lanes = min(32, 1 << (pixels - 1).bit_length())
     even = c.size[1] == 1 or c.acts_x[1] == c.size[2] * c.acts_x[2]
+    piece = 4 if even and c.acts_x[2] == 1 and pixels % 4 == 0 else 1
+    kernel = named(found, f"5normsI{TYPES[c.acts_type]}Li{piece}E")
+    samples = only("samples", kernel.whole.inside)
+    *several, shuffles = samples.inside
+    single = [at for at, loop in enumerate(several) if kernel.count(loop, "LDG") == 1]
+    if len(several) != 3 or len(single) != 1 or single == [0] or kernel.count(shuffles, "SHFL") != 2:
+        raise Unclear("the loops of norms")
+    rest, joined, strided = several.pop(single[0]), several.pop(single[0] - 1), several[0]
+    loads = ceil_div(pixels, piece)
+    lanes = min(32, 1 << (ceil_div(loads, 8) - 1).bit_length())
     if even:
         never = {*kernel.places(samples, "LDG")}
-        inner = pixels // (4 * lanes) * kernel.way(joined)
-        inner += ceil_div(pixels % (4 * lanes), lanes) * kernel.way(rest)
-        per_pixel = kernel.way(joined) / 4
+        inner = loads // (4 * lanes) * kernel.way(joined)
+        inner += ceil_div(loads % (4 * lanes), lanes) * kernel.way(rest)
+        per_pixel = kernel.way(joined) / 4 / piece
     else:
         never = {i for loop in (joined, rest) for i in range(loop.first, loop.last)}
         inner = ceil_div(pixels, lanes) // 4 * kernel.way(strided)
@@ -248,11 +248,12 @@ def norms(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
     a_turn = kernel.way(samples, never=never) + inner + int(math.log2(lanes)) * kernel.way(shuffles)
     turns = ceil_div(p.part_samples, THREADS // lanes)
     sums = p.parts * c.channels * 8
-    adding, scaling = named(found, "9add_parts"), named(found, "5scaleIf")
-    four, single = adding.whole.inside
-    added = adding.way(adding.whole) + p.parts // 4 * adding.way(four) + p.parts % 4 * adding.way(single)
-    scaled = scaling.way(scaling.whole) + max(map(scaling.way, scaling.whole.inside))
-    connections = c.groups * c.filters * (c.channels // c.groups)
+    scaling = named(found, f"5scaleI{TYPES[c.weight_type]}f")
+    fours, ones = scaling.whole.inside
+    added = ceil_div(p.parts, THREADS // 32)
+    scaled = scaling.way(scaling.whole) + added // 4 * scaling.way(fours) + added % 4 * scaling.way(ones)
+    per_group = c.channels // c.groups
+    connections, blocks = c.groups * c.filters * per_group, c.groups * ceil_div(c.filters, 32) * ceil_div(per_group, 32)
     queued = [
         Queued(
             p.parts * c.channels,
@@ -260,8 +261,7 @@ def norms(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
             turns * a_turn,
             c.samples * c.acts_n * ITEM[c.acts_type] + sums,
         ),
-        Queued(ceil_div(c.channels, THREADS), added, 0, sums),
-        Queued(ceil_div(connections, THREADS), scaled, 0, connections * 8),
+        Queued(blocks, scaled, 0, sums + connections * 8),
     ]
     return Call(queued, per_pixel)
 

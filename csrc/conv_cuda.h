@@ -32,6 +32,8 @@ struct CudaPlan {
   int64_t box[3];   // of gram_cuda.cu: outputs of a tile
   int64_t extent[3];
   int64_t staged;   // of gram_cuda.cu: samples whose tile is in shared memory at once
+  int64_t block;    // of gram_cuda.cu: taps of a thread, against as many, 5 or 7
+  int64_t slots;    // of gram_cuda.cu: threads that have the same taps of a sample
   int64_t columns;  // of lags: neighbouring columns of one thread
   int64_t lanes;    // of gram: threads of a map (windows_cuda.cu), 0 where tiles are staged (gram_cuda.cu)
   int64_t filters;  // of one step of phase 2

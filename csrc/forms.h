@@ -126,12 +126,14 @@ __device__ __forceinline__ bool add_norms(const Conv& c, const Features& f, int6
   const float2* g = reinterpret_cast<const float2*>(f.g);
   bool good = true;
   for (int first = 0; first < static_cast<int>(c.filters); first += step) {
-    if (c.weight_type == Dtype::f32)
-      load_kernels<TAPS, float>(c, f, weight, first);
-    else if (c.weight_type == Dtype::bf16)
-      load_kernels<TAPS, BFloat16>(c, f, weight, first);
-    else
-      load_kernels<TAPS, Half>(c, f, weight, first);
+    if (!again || c.filters > step) {  // else those of the samples before are there
+      if (c.weight_type == Dtype::f32)
+        load_kernels<TAPS, float>(c, f, weight, first);
+      else if (c.weight_type == Dtype::bf16)
+        load_kernels<TAPS, BFloat16>(c, f, weight, first);
+      else
+        load_kernels<TAPS, Half>(c, f, weight, first);
+    }
     __syncthreads();
     float v[J][TAPS > 0 ? TAPS : 1];
 #pragma unroll

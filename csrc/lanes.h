@@ -51,7 +51,8 @@ __device__ __forceinline__ void score_samples(const Conv& c, const CudaPlan& p, 
     for (int i = threadIdx.x; i < f.count * f.samples; i += kThreads) f.g[i] = 0;
     __syncthreads();
 #pragma unroll 1
-    for (int place = threadIdx.x / lanes; place < f.samples; place += kThreads / lanes) {
+    for (int turn = 0; turn < f.samples && first + turn < end; turn += kThreads / lanes) {
+      const int place = turn + threadIdx.x / lanes;
       const int64_t n = first + place;
       const uint32_t low = add_features(place, block.index * c.acts_c + (n < end ? n : first) * c.acts_n, n < end);
       if (low < kSmallBits - 1) atomicOr(f.small + place, 1u);

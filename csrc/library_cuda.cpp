@@ -42,7 +42,7 @@ void score_sum_of_maps(const Conv& c, const Tensor& acts, bool wide, void* out, 
     mean.acts_x[1] = c.size[2];
     mean.acts_x[0] = c.size[2] * c.size[1];
     mean.acts_c = mean.acts_n = pixels;
-    queue_finish(mean, {Path::direct, 0, {}, {}, 0, 0, 0, 0, {1, 1}}, {}, first, columns.channels, wide, out,
+    queue_finish(mean, {Path::direct, 0, {}, {}, 0, 0, 0, 0, 0, 0, {1, 1}}, {}, first, columns.channels, wide, out,
                  stream);
   }
 }

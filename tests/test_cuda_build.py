@@ -62,9 +62,9 @@ def test_no_spills_no_stack_and_shared_memory_that_fits():
     chips = {int(chip) for chip in re.findall(r"^arch = sm_(\d+)", usage, re.MULTILINE)}
     kernels = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
     assert chips == set(cuda.architectures())
-    assert {name for name in ("column_sums", "norms", "lags", "gram", "finish", "scale", "add_parts")
+    assert {name for name in ("column_sums", "norms", "lags", "windows", "gram", "finish", "scale", "add_parts")
             if any(name in kernel for kernel, *_ in kernels)} == {
-        "column_sums", "norms", "lags", "gram", "finish", "scale", "add_parts"
+        "column_sums", "norms", "lags", "windows", "gram", "finish", "scale", "add_parts"
     }  # fmt: skip
     for name, registers, stack, shared, local in kernels:
         assert (int(stack), int(local)) == (0, 0), name

@@ -34,6 +34,8 @@ CASES = {  # (path, weight shape, acts shape, options)
     "gram, many filters": ("gram", (600, 1, 3, 3), (3, 1, 9, 9), {"stride": 2, "padding": 1}),
     "gram, tiles": ("gram", (6, 1, 3, 2), (3, 1, 70, 65), {}),
     "gram, 7x7": ("gram", (6, 2, 7, 7), (5, 2, 18, 18), {"stride": 2, "padding": 3}),
+    "gram, 8x8": ("gram", (130, 1, 8, 8), (3, 1, 19, 40), {"padding": 4}),
+    "gram, 17 taps": ("gram", (260, 1, 17), (33, 1, 77), {}),
     "gram, 1-d": ("gram", (6, 2, 4), (5, 2, 19), {"padding": "same", "padding_mode": "circular"}),
     "gram, 3-d": ("gram", (6, 2, 2, 3, 2), (5, 2, 4, 5, 6), {"padding": 1}),
     "direct, many taps": ("direct", (2, 1, 9, 9), (2, 1, 12, 12), {}),
