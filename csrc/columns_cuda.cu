@@ -42,14 +42,32 @@ __global__ void __launch_bounds__(kThreads) add_parts(const double* sums, int64_
   total[i] = sum;
 }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads) scale(Matrix m, int64_t filters, const double* factors, T* out) {
-  const int64_t count = m.rows * m.columns, step = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count; i += step) {
-    const uint32_t row = i / m.columns, column = i - row * m.columns, group = row / static_cast<uint32_t>(filters);
-    const double w = magnitude_at<double>(m.w, m.type, row * m.row_stride + column * m.column_stride);
-    out[i] = static_cast<T>(w * factors[group * m.columns + column]);
-  }
+// A block: kHigh filters of a group against kWide columns, whose factors it adds up from their parts first.
+constexpr int kHigh = 32;
+
+template <class S, class T>
+__global__ void __launch_bounds__(kThreads)
+    scale(Matrix m, int64_t filters, const double* factors, int64_t parts, T* out) {
+  __shared__ double memory[kThreads];
+  const uint32_t across = (m.columns + kWide - 1) / kWide, down = (filters + kHigh - 1) / kHigh;
+  const uint32_t column = blockIdx.x % across * kWide + threadIdx.x % kWide, block = blockIdx.x / across;
+  const int64_t group = block / down, first = block % down * kHigh;
+  const double* const factor = factors + group * m.columns + column;
+  const int64_t all = static_cast<uint32_t>(m.rows) / static_cast<uint32_t>(filters) * m.columns;
+  double sum = 0;
+  if (column < m.columns)
+    for (int64_t part = threadIdx.x / kWide; part < parts; part += kDeep) sum += factor[part * all];
+  memory[threadIdx.x] = sum;
+  __syncthreads();
+  if (column >= m.columns) return;
+  sum = 0;
+  for (int k = 0; k < kDeep; ++k) sum += memory[k * kWide + threadIdx.x % kWide];
+  const int64_t high = threadIdx.x / kWide, left = filters - first - high, row = group * filters + first + high;
+  const S* w = static_cast<const S*>(m.w) + row * m.row_stride + column * m.column_stride;
+  T* to = out + row * m.columns + column;
+#pragma unroll
+  for (int k = 0; k < kHigh; k += kDeep, w += kDeep * m.row_stride, to += kDeep * m.columns)
+    if (k < left) *to = static_cast<T>(magnitude(*w) * sum);
 }
 
 }  // namespace
@@ -67,12 +85,18 @@ void queue_add(const double* sums, int64_t parts, int64_t count, double* total, 
   launch("add_parts", add_parts, ceil_div(count, kThreads), kThreads, 0, stream, sums, parts, count, total);
 }
 
-void queue_scale(const Matrix& weight, int64_t filters, const double* factors, bool wide, void* out, void* stream) {
-  const int64_t blocks = std::min<int64_t>(ceil_div(weight.rows * weight.columns, kThreads), 1 << 16);
-  if (wide)
-    launch("scale", scale<double>, blocks, kThreads, 0, stream, weight, filters, factors, static_cast<double*>(out));
-  else
-    launch("scale", scale<float>, blocks, kThreads, 0, stream, weight, filters, factors, static_cast<float*>(out));
+void queue_scale(const Matrix& weight, int64_t filters, const double* factors, int64_t parts, bool wide, void* out,
+                 void* stream) {
+  const int64_t blocks = weight.rows / filters * ceil_div(filters, kHigh) * ceil_div(weight.columns, kWide);
+  const auto queue = [&](auto kernel, auto* to) {
+    launch("scale", kernel, blocks, kThreads, 0, stream, weight, filters, factors, parts, to);
+  };
+  if (weight.type == Dtype::f64) return queue(scale<double, double>, static_cast<double*>(out));
+  by_type(weight.type, [&](auto x) {
+    using S = decltype(x);
+    if (wide) return queue(scale<S, double>, static_cast<double*>(out));
+    queue(scale<S, float>, static_cast<float*>(out));
+  });
 }
 
 }  // namespace nnrelief

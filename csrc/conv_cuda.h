@@ -7,8 +7,9 @@
 
 namespace nnrelief {
 
-constexpr int kThreads = 128;  // of a block
-constexpr int kPerThread = 4;  // filters of a thread in phase 2
+constexpr int kThreads = 128;    // of a block
+constexpr int kPerThread = 4;    // filters of a thread in phase 2,
+constexpr int kFewFilters = 16;  // which are one where there are no more than these
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -28,10 +29,13 @@ inline Parts cut(int64_t samples, int64_t block, int64_t programs, int64_t bytes
 struct CudaPlan {
   Path path;        // norms, lags, gram, or direct: feature maps in float64
   int64_t samples;  // whose features a block holds at once
-  int64_t box[3];   // of gram: outputs of a tile
+  int64_t box[3];   // of gram_cuda.cu: outputs of a tile
   int64_t extent[3];
-  int64_t staged;   // of gram: samples whose tile is in shared memory at once
+  int64_t staged;   // of gram_cuda.cu: samples whose tile is in shared memory at once
+  int64_t block;    // of gram_cuda.cu: taps of a thread, against as many, 5 or 7
+  int64_t slots;    // of gram_cuda.cu: threads that have the same taps of a sample
   int64_t columns;  // of lags: neighbouring columns of one thread
+  int64_t lanes;    // of gram: threads of a map (windows_cuda.cu), 0 where tiles are staged (gram_cuda.cu)
   int64_t filters;  // of one step of phase 2
   Parts parts;
 };
@@ -45,6 +49,7 @@ struct Partial {
 };
 
 void queue_lags(const Conv& c, const CudaPlan& p, Partial partial, void* stream);
+void queue_windows(const Conv& c, const CudaPlan& p, Partial partial, void* stream);
 void queue_gram(const Conv& c, const CudaPlan& p, Partial partial, void* stream);
 
 // out[filter][channel of the group] = the sum of all parts; parts whose flag is up, and everything where
@@ -71,12 +76,13 @@ void queue_column_sums(const Columns& columns, Parts parts, double* sums, void* 
 // total[i] = sums[0][i] + sums[1][i] + ...
 void queue_add(const double* sums, int64_t parts, int64_t count, double* total, void* stream);
 
-// out[j][i] = |w_ji| factors[j / filters * columns + i].
+// out[j][i] = |w_ji| * sum over the parts of factors[part][j / filters * columns + i].
 struct Matrix {
   const void* w;
   Dtype type;
   int64_t rows, columns, row_stride, column_stride;
 };
-void queue_scale(const Matrix& weight, int64_t filters, const double* factors, bool wide, void* out, void* stream);
+void queue_scale(const Matrix& weight, int64_t filters, const double* factors, int64_t parts, bool wide, void* out,
+                 void* stream);
 
 }  // namespace nnrelief

@@ -24,6 +24,13 @@ __device__ T* shared_memory() {
 
 __device__ inline float half_value(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 
+// 1 / sqrt(x) for normal x, as close as two units in the last place.
+__device__ inline float inverse_root(float x) {
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // Queues a kernel on a stream (a cudaStream_t); an error names it.
 template <class... P, class... A>
 void launch(const char* name, void (*kernel)(P...), int64_t blocks, int threads, int64_t shared, void* stream,

@@ -6,7 +6,7 @@
 namespace nnrelief {
 namespace {
 
-constexpr int kFilters = 4;  // of a block
+constexpr int kFilters = 4;  // at once in float64
 
 // The largest |x| of one map: on every thread.
 __device__ __forceinline__ double map_peak(const Conv& c, int64_t base, double* memory) {
@@ -88,51 +88,57 @@ __device__ __forceinline__ void add_map_norms(const Conv& c, int64_t base, const
   }
 }
 
+// A block has `wide` filters, a thread one of them. What float32 could not score is scored kFilters at a time.
 template <class T>
 __global__ void __launch_bounds__(kThreads, 4)
-    finish(Conv c, Parts parts, Partial partial, int64_t first, int64_t channels, T* out) {
+    finish(Conv c, Parts parts, Partial partial, int64_t first, int64_t channels, uint32_t wide, T* out) {
   __shared__ double memory[kThreads / 32];
   __shared__ Scale scales[kFilters];
-  const uint32_t blocks = (c.filters + kFilters - 1) / kFilters;
-  const int64_t local = blockIdx.x / blocks, ch = first + local, j0 = blockIdx.x % blocks * kFilters;
-  const Member member(c, ch);
-  const auto start = [&](int64_t j) {  // beyond the last filter: the last
-    return member.kernels + (j0 + j < c.filters ? j0 + j : c.filters - 1) * c.weight_j;
-  };
-  if (threadIdx.x < kFilters) scales[threadIdx.x] = kernel_scale(c, start(threadIdx.x));
-  __syncthreads();
-  int64_t kernel[kFilters];
-#pragma unroll
-  for (int j = 0; j < kFilters; ++j) kernel[j] = start(j);
-  double norms[kFilters] = {};
+  const uint32_t filters = c.filters, blocks = (filters + wide - 1) / wide;
+  const uint32_t local = blockIdx.x / blocks, begin = blockIdx.x % blocks * wide, j = begin + threadIdx.x;
+  const bool used = threadIdx.x < wide && j < filters;
+  const Member member(c, first + local);
+  double norm = 0;
+#pragma unroll 1
   for (int64_t part = 0; part < parts.count; ++part) {
     const int64_t at = part * channels + local;
     if (partial.sums && partial.flags[at] == 0) {
-#pragma unroll
-      for (int j = 0; j < kFilters; ++j)
-        if (j0 + j < c.filters) norms[j] += partial.sums[at * c.filters + j0 + j];
+      if (used) norm += partial.sums[at * c.filters + j];
       continue;
     }
-    for (int64_t n = part * parts.size; n < part_end(parts, part, c.samples); ++n)
-      add_map_norms(c, n * c.acts_n + local * c.acts_c, kernel, scales, memory, norms);
-  }
-  if (threadIdx.x != 0) return;
+#pragma unroll 1
+    for (uint32_t some = begin; some < begin + wide && some < filters; some += kFilters) {
+      int64_t kernel[kFilters];
 #pragma unroll
-  for (int j = 0; j < kFilters; ++j)
-    if (j0 + j < c.filters)
-      out[(member.group * c.filters + j0 + j) * member.per_group + member.index] = static_cast<T>(norms[j]);
+      for (int i = 0; i < kFilters; ++i)  // beyond the last filter: the last
+        kernel[i] = member.kernels + (some + i < filters ? some + i : filters - 1) * c.weight_j;
+      __syncthreads();
+      if (threadIdx.x < kFilters)
+        scales[threadIdx.x] = kernel_scale(
+            c, member.kernels + (some + threadIdx.x < filters ? some + threadIdx.x : filters - 1) * c.weight_j);
+      __syncthreads();
+      double norms[kFilters] = {};
+      for (int64_t n = part * parts.size; n < part_end(parts, part, c.samples); ++n)
+        add_map_norms(c, n * c.acts_n + local * c.acts_c, kernel, scales, memory, norms);
+#pragma unroll
+      for (int i = 0; i < kFilters; ++i)
+        if (j == some + i) norm += norms[i];
+    }
+  }
+  if (used) out[(member.group * c.filters + j) * member.per_group + member.index] = static_cast<T>(norm);
 }
 
 }  // namespace
 
 void queue_finish(const Conv& c, const CudaPlan& p, Partial partial, int64_t first, int64_t channels, bool wide,
                   void* out, void* stream) {
-  const int64_t blocks = channels * ceil_div(c.filters, kFilters);
+  const uint32_t filters = partial.sums ? kThreads : kFilters;
+  const int64_t blocks = channels * ceil_div(c.filters, filters);
   if (wide)
-    launch("finish", finish<double>, blocks, kThreads, 0, stream, c, p.parts, partial, first, channels,
+    launch("finish", finish<double>, blocks, kThreads, 0, stream, c, p.parts, partial, first, channels, filters,
            static_cast<double*>(out));
   else
-    launch("finish", finish<float>, blocks, kThreads, 0, stream, c, p.parts, partial, first, channels,
+    launch("finish", finish<float>, blocks, kThreads, 0, stream, c, p.parts, partial, first, channels, filters,
            static_cast<float*>(out));
 }
 

@@ -81,40 +81,59 @@ __device__ __forceinline__ uint32_t lower(float x, uint32_t low) {
 }
 
 // Kernels first, first + 1 ... of the channel whose first kernel starts at `weight`, side by side, each over the power
-// of two at or below its peak.
+// of two at or below its peak. TAPS: as for add_norms.
+template <int TAPS, class S>
 __device__ __forceinline__ void load_kernels(const Conv& c, const Features& f, int64_t weight, int first) {
   for (int i = threadIdx.x; i < f.step; i += kThreads) {
     const bool used = first + i < c.filters;
-    const int64_t at = weight + (used ? first + i : 0) * c.weight_j;
-    float peak = 0, low = 0x1p127f;
+    const S* kernel = static_cast<const S*>(c.weight) + weight + (used ? first + i : 0) * c.weight_j;
+    float peak = 0, v[TAPS > 0 ? TAPS : 1];
+    uint32_t low = ~0u;
+    const auto look = [&](float x) {
+      peak = x > peak ? x : peak;
+      low = lower(x, low);
+      return x;
+    };
+    if constexpr (TAPS > 0) {
+#pragma unroll
+      for (int t = 0; t < TAPS; ++t) v[t] = look(magnitude(kernel[f.tap[t]]));
+    } else {
 #pragma unroll 1
-    for (int t = 0; t < f.taps; ++t) {
-      const float v = used ? magnitude_at<float>(c.weight, c.weight_type, at + f.tap[t]) : 0;
-      peak = v > peak ? v : peak;
-      low = v > 0 && v < low ? v : low;
-      f.kernels[t * f.step + i] = v;
+      for (int t = 0; t < f.taps; ++t) f.kernels[t * f.step + i] = look(magnitude(kernel[f.tap[t]]));
     }
     const uint32_t found = __float_as_uint(peak) >> 23, exponent = found < 1 ? 1 : found > 253 ? 253 : found;
-    const float inverse = __uint_as_float((254 - exponent) << 23);
+    const float inverse = used ? __uint_as_float((254 - exponent) << 23) : 0, least = __uint_as_float(low + 1);
     f.scale[i] = __longlong_as_double(static_cast<int64_t>(exponent + 1023 - 127) << 52);
-    f.trust[i] = !(peak > 0) ? Trust::any : low * inverse < kSmallWeight ? Trust::least : Trust::floor;
+    f.trust[i] = !used || !(peak > 0) ? Trust::any : least * inverse < kSmallWeight ? Trust::least : Trust::floor;
+    if constexpr (TAPS > 0) {
+      float* to = f.kernels + i;
+#pragma unroll
+      for (int t = 0; t < TAPS; ++t, to += f.step) *to = v[t] * inverse;
+    } else {
 #pragma unroll 1
-    for (int t = 0; t < f.taps; ++t) f.kernels[t * f.step + i] *= inverse;
+      for (int t = 0; t < f.taps; ++t) f.kernels[t * f.step + i] *= inverse;
+    }
   }
 }
 
 // sums[block][j] = (again ? what it is : 0) + sum over the samples of || |K_j| * |x| ||, for all filters j of the
 // channel whose first kernel starts at `weight`. True where a norm cannot be trusted. TAPS: 9, whose kernels lie in
-// registers, or 0.
-template <int TAPS>
+// registers, or 0. J: filters of a thread.
+template <int TAPS, int J>
 __device__ __forceinline__ bool add_norms(const Conv& c, const Features& f, int64_t weight, bool again, double* sums) {
-  constexpr int J = kPerThread;
   const int lanes = f.step / J, lane = threadIdx.x % lanes, slot = threadIdx.x / lanes;
   const int slots = kThreads / lanes, step = f.step, pairs = (TAPS > 0 ? kSamples : f.samples) / 2;
   const float2* g = reinterpret_cast<const float2*>(f.g);
-  bool bad = false;
+  bool good = true;
   for (int first = 0; first < static_cast<int>(c.filters); first += step) {
-    load_kernels(c, f, weight, first);
+    if (!again || c.filters > step) {  // else those of the samples before are there
+      if (c.weight_type == Dtype::f32)
+        load_kernels<TAPS, float>(c, f, weight, first);
+      else if (c.weight_type == Dtype::bf16)
+        load_kernels<TAPS, BFloat16>(c, f, weight, first);
+      else
+        load_kernels<TAPS, Half>(c, f, weight, first);
+    }
     __syncthreads();
     float v[J][TAPS > 0 ? TAPS : 1];
 #pragma unroll
@@ -163,7 +182,7 @@ __device__ __forceinline__ bool add_norms(const Conv& c, const Features& f, int6
         const Trust trust = f.trust[i * lanes + lane];
         float2 low = {};
         if (trust != Trust::any) low = reinterpret_cast<const float2*>(trust == Trust::least ? f.least : f.floor)[n];
-        bad = bad || !(q[i].x >= low.x) || !(q[i].y >= low.y);
+        good = good && q[i].x >= low.x && q[i].y >= low.y;
         sum[i] += root(q[i].x) + root(q[i].y);
       }
     }
@@ -184,7 +203,13 @@ __device__ __forceinline__ bool add_norms(const Conv& c, const Features& f, int6
     }
     __syncthreads();
   }
-  return bad;
+  return !good;
+}
+
+template <int TAPS>
+__device__ __forceinline__ bool add_norms(const Conv& c, const Features& f, int64_t weight, bool again, double* sums) {
+  if (c.filters <= kFewFilters) return add_norms<TAPS, 1>(c, f, weight, again, sums);
+  return add_norms<TAPS, kPerThread>(c, f, weight, again, sums);
 }
 
 }  // namespace nnrelief

@@ -1,35 +1,25 @@
 // Phase 1 of any convolution: a tile of |x|, padding included, in shared memory, and G_ab = sum over outputs of x under
-// tap a times x under tap b from there. A thread owns three taps against three, for every slots-th output; these sums
-// are added up in float64 over the tiles of a map.
+// tap a times x under tap b from there. A thread owns BLOCK taps against as many, for every slots-th output of a map,
+// whose sums stay in its registers; those of a tile are added to those of the tiles before.
 #include "forms.h"
 
 namespace nnrelief {
 namespace {
 
-constexpr int kBlock = 3;  // taps, against as many
-constexpr int kSums = kBlock * kBlock;
-
-HOST_DEVICE inline int pairs_of(int taps) {
-  const int groups = (taps + kBlock - 1) / kBlock;
-  return groups * (groups + 1) / 2;
-}
-
 // Shared memory behind the features.
 struct Tile {
-  int pairs, slots;
-  double* sums;    // [staged][pairs][slots][kSums]
+  int pairs;
   float* x;        // [staged][extent]
   int32_t* tap;    // [taps rounded up], where x lies under a tap, from x under tap 0
-  uchar2* groups;  // [pairs]
+  uchar2* groups;  // [pairs], of BLOCK taps
   char* behind;
 
   HOST_DEVICE Tile(const CudaPlan& p, int taps, char* memory) {
-    pairs = pairs_of(taps);
-    slots = kThreads / (pairs * p.staged) > 1 ? kThreads / (pairs * p.staged) : 1;
-    sums = reinterpret_cast<double*>(memory);
-    x = reinterpret_cast<float*>(sums + p.staged * pairs * slots * kSums);
+    const int rounded = (taps + p.block - 1) / p.block;
+    pairs = rounded * (rounded + 1) / 2;
+    x = reinterpret_cast<float*>(memory);
     tap = reinterpret_cast<int32_t*>(x + p.staged * p.extent[0] * p.extent[1] * p.extent[2]);
-    groups = reinterpret_cast<uchar2*>(tap + (taps + kBlock - 1) / kBlock * kBlock);
+    groups = reinterpret_cast<uchar2*>(tap + rounded * p.block);
     behind = reinterpret_cast<char*>(groups + pairs);
   }
 };
@@ -38,74 +28,93 @@ struct Tile {
 template <class S>
 __device__ __forceinline__ void stage(const Conv& c, const CudaPlan& p, const Tile& t, const Features& f, int64_t ch,
                                       int64_t n, int64_t end, int place, const int64_t* corner) {
-  const int width = p.extent[2], height = p.extent[1], rows = p.staged * p.extent[0] * height;
-  int lanes = 1;
+  const uint32_t width = p.extent[2], height = p.extent[1], depth = p.extent[0], rows = p.staged * depth * height;
+  const auto source = [&](int d, int64_t i) {  // most lie inside
+    return static_cast<uint64_t>(i) < static_cast<uint64_t>(c.size[d]) ? i : c.source(d, i);
+  };
+  uint32_t lanes = 1;
   while (lanes < 32 && lanes < width) lanes *= 2;
-  for (int row = threadIdx.x / lanes; row < rows; row += kThreads / lanes) {
-    const int h = row % height, d = row / height % static_cast<int>(p.extent[0]), s = row / height / p.extent[0];
-    const int64_t depth = c.source(0, corner[0] + d), line = c.source(1, corner[1] + h);
-    const bool inside = n + s < end && depth >= 0 && line >= 0;
+  for (uint32_t row = threadIdx.x / lanes; row < rows; row += kThreads / lanes) {
+    const uint32_t h = row % height, volume = row / height, d = volume % depth, s = volume / depth;
+    const int64_t front = source(0, corner[0] + d), line = source(1, corner[1] + h);
+    const bool inside = n + s < end && front >= 0 && line >= 0;
     const S* x =
-        static_cast<const S*>(c.acts) + (n + s) * c.acts_n + ch * c.acts_c + depth * c.acts_x[0] + line * c.acts_x[1];
+        static_cast<const S*>(c.acts) + (n + s) * c.acts_n + ch * c.acts_c + front * c.acts_x[0] + line * c.acts_x[1];
+    float* const to = t.x + row * width;
     uint32_t low = ~0u;
-    for (int w = threadIdx.x % lanes; w < width; w += lanes) {
-      const int64_t column = c.source(2, corner[2] + w);
+    for (uint32_t w = threadIdx.x % lanes; w < width; w += lanes) {
+      const int64_t column = source(2, corner[2] + w);
       const float value = inside && column >= 0 ? magnitude(x[column * c.acts_x[2]]) : 0;
-      t.x[row * width + w] = value;
+      to[w] = value;
       low = lower(value, low);
     }
     if (low < kSmallBits - 1) atomicOr(f.small + place + s, 1u);
   }
 }
 
-// Products of every thread's taps over the `high` x `wide` outputs of the tile.
-__device__ __forceinline__ void add_products(const Conv& c, const CudaPlan& p, const Tile& t, int high, int wide) {
-  const int size = p.extent[0] * p.extent[1] * p.extent[2], units = p.staged * t.pairs * t.slots;
-  const int right = c.stride[2], down = c.stride[1] * p.extent[2];
-  for (int unit = threadIdx.x; unit < units; unit += kThreads) {
-    const int slot = unit % t.slots, pair = unit / t.slots % t.pairs;
-    const float* x = t.x + unit / t.slots / t.pairs * size;
-    const float *a[kBlock], *b[kBlock];
-#pragma unroll
-    for (int i = 0; i < kBlock; ++i) {
-      a[i] = x + t.tap[t.groups[pair].x * kBlock + i];
-      b[i] = x + t.tap[t.groups[pair].y * kBlock + i];
-    }
-    float sum[kSums] = {};
-    int w = slot % wide, h = slot / wide;
-    while (h < high) {
-      const int at = h * down + w * right;
-#pragma unroll
-      for (int i = 0; i < kBlock; ++i)
-#pragma unroll
-        for (int j = 0; j < kBlock; ++j) sum[i * kBlock + j] += a[i][at] * b[j][at];
-      for (w += t.slots; w >= wide; w -= wide) ++h;
-    }
-#pragma unroll
-    for (int i = 0; i < kSums; ++i) t.sums[unit * kSums + i] += sum[i];
-  }
-}
+// What a thread owns: taps a[i] against b[j], where the rows' taps follow each other if NEAR.
+template <int BLOCK, bool NEAR>
+struct Owned {
+  const float *a[NEAR ? 1 : BLOCK], *b[NEAR ? 1 : BLOCK];
+  float total[BLOCK * BLOCK];
 
-template <class S, int TAPS>
-__global__ void __launch_bounds__(kThreads, 4) gram(Conv c, CudaPlan p, Partial partial) {
-  const int taps = TAPS > 0 ? TAPS : static_cast<int>(c.taps()), staged = p.staged;
-  const Features f(taps, TAPS > 0 ? kSamples : p.samples, p.filters, shared_memory<char>());
+  __device__ __forceinline__ float first(int i, int at) const { return NEAR ? a[0][at + i] : a[NEAR ? 0 : i][at]; }
+  __device__ __forceinline__ float second(int j, int at) const { return NEAR ? b[0][at + j] : b[NEAR ? 0 : j][at]; }
+
+  // Adds the products of every slots-th of the tile's `high` x `wide` outputs.
+  __device__ __forceinline__ void add(const Conv& c, const CudaPlan& p, int slot, int high, int wide) {
+    const int right = c.stride[2], down = c.stride[1] * p.extent[2], slots = p.slots;
+    const int back = down - wide * right, next = slots % wide, step = slots / wide * down + next * right;
+    float sum[BLOCK * BLOCK] = {};
+    int w = slot % wide, at = slot / wide * down + w * right;
+#pragma unroll 1
+    for (int left = high * wide - slot; left > 0; left -= slots) {
+      float x[BLOCK], y[BLOCK];
+#pragma unroll
+      for (int i = 0; i < BLOCK; ++i) x[i] = first(i, at), y[i] = second(i, at);
+#pragma unroll
+      for (int i = 0; i < BLOCK; ++i)
+#pragma unroll
+        for (int j = 0; j < BLOCK; ++j) sum[i * BLOCK + j] += x[i] * y[j];
+      w += next;
+      at += step;
+      if (w >= wide) w -= wide, at += back;
+    }
+#pragma unroll
+    for (int i = 0; i < BLOCK * BLOCK; ++i) total[i] += sum[i];
+  }
+};
+
+template <class S, int BLOCK, bool NEAR>
+__global__ void __launch_bounds__(kThreads, 3) gram(Conv c, CudaPlan p, Partial partial) {
+  const int taps = c.taps(), staged = p.staged;
+  const Features f(taps, p.samples, p.filters, shared_memory<char>());
   const Tile t(p, taps, f.behind);
   const Block block(c.channels);
   const int64_t ch = block.index, end = part_end(p.parts, block.part, c.samples);
   const Member member(c, ch);
 
   f.start(c);
-  for (int i = threadIdx.x; i < (taps + kBlock - 1) / kBlock * kBlock;
-       i += kThreads) {  // beyond the last tap: the first
+  for (int i = threadIdx.x; i < (taps + BLOCK - 1) / BLOCK * BLOCK; i += kThreads) {  // beyond the last tap: the first
     const Place k(i < taps ? i : 0, c.kernel);
     t.tap[i] =
         (k.at[0] * c.dilation[0] * p.extent[1] + k.at[1] * c.dilation[1]) * p.extent[2] + k.at[2] * c.dilation[2];
   }
   if (threadIdx.x == 0) {
     int pair = 0;
-    for (int a = 0; a * kBlock < taps; ++a)
-      for (int b = a; b * kBlock < taps; ++b) t.groups[pair++] = uchar2{(unsigned char)a, (unsigned char)b};
+    for (int a = 0; a * BLOCK < taps; ++a)
+      for (int b = a; b * BLOCK < taps; ++b) t.groups[pair++] = uchar2{(unsigned char)a, (unsigned char)b};
+  }
+  __syncthreads();
+
+  const int slots = p.slots, slot = threadIdx.x % slots, unit = threadIdx.x / slots, sample = unit / t.pairs;
+  const uchar2 groups = t.groups[unit % t.pairs];
+  const float* const x = t.x + (sample < staged ? sample : 0) * p.extent[0] * p.extent[1] * p.extent[2];
+  Owned<BLOCK, NEAR> owned;
+#pragma unroll
+  for (int i = 0; i < (NEAR ? 1 : BLOCK); ++i) {
+    owned.a[i] = x + t.tap[groups.x * BLOCK + i];
+    owned.b[i] = x + t.tap[groups.y * BLOCK + i];
   }
 
   bool bad = false;
@@ -113,8 +122,8 @@ __global__ void __launch_bounds__(kThreads, 4) gram(Conv c, CudaPlan p, Partial 
   for (int64_t first = begin; first < end; first += f.samples) {
     f.clear();
     for (int place = 0; place < f.samples; place += staged) {
-#pragma unroll 1
-      for (int i = threadIdx.x; i < staged * t.pairs * t.slots * kSums; i += kThreads) t.sums[i] = 0;
+#pragma unroll
+      for (int i = 0; i < BLOCK * BLOCK; ++i) owned.total[i] = 0;
       int64_t at[3];
       for (at[0] = 0; at[0] < c.out[0]; at[0] += p.box[0])
         for (at[1] = 0; at[1] < c.out[1]; at[1] += p.box[1])
@@ -125,28 +134,32 @@ __global__ void __launch_bounds__(kThreads, 4) gram(Conv c, CudaPlan p, Partial 
             __syncthreads();
             stage<S>(c, p, t, f, ch, first + place, end, place, corner);
             __syncthreads();
-            add_products(c, p, t, p.box[1] < c.out[1] - at[1] ? p.box[1] : c.out[1] - at[1],
-                         p.box[2] < c.out[2] - at[2] ? p.box[2] : c.out[2] - at[2]);
+            owned.add(c, p, slot, p.box[1] < c.out[1] - at[1] ? p.box[1] : c.out[1] - at[1],
+                      p.box[2] < c.out[2] - at[2] ? p.box[2] : c.out[2] - at[2]);
           }
-      __syncthreads();
 #pragma unroll 1
-      for (int i = threadIdx.x; i < staged * t.pairs * kSums; i += kThreads) {
-        const int pair = i / kSums % t.pairs, s = i / kSums / t.pairs;
-        const int a = t.groups[pair].x * kBlock + i % kSums / kBlock, b = t.groups[pair].y * kBlock + i % kBlock;
-        if (a > b || b >= taps) continue;
-        double sum = 0;
-#pragma unroll 1
-        for (int slot = 0; slot < t.slots; ++slot)
-          sum += t.sums[((s * t.pairs + pair) * t.slots + slot) * kSums + i % kSums];
-        const float value = a == b ? sum : 2 * sum;
-        f.g[Features::pair(taps, a, b) * f.samples + place + s] = value;
-        atomicMax(f.most + place + s, __float_as_uint(value));
+      for (int offset = slots / 2; offset > 0; offset /= 2)
+#pragma unroll
+        for (int i = 0; i < BLOCK * BLOCK; ++i) owned.total[i] += __shfl_xor_sync(kAll, owned.total[i], offset);
+      if (slot == 0 && sample < staged) {
+        uint32_t most = 0;
+#pragma unroll
+        for (int i = 0; i < BLOCK; ++i)
+#pragma unroll
+          for (int j = 0; j < BLOCK; ++j) {
+            const int a = groups.x * BLOCK + i, b = groups.y * BLOCK + j;
+            if (a > b || b >= taps) continue;
+            const float value = a == b ? owned.total[i * BLOCK + j] : 2 * owned.total[i * BLOCK + j];
+            f.g[Features::pair(taps, a, b) * f.samples + place + sample] = value;
+            most = __float_as_uint(value) > most ? __float_as_uint(value) : most;
+          }
+        atomicMax(f.most + place + sample, most);
       }
       __syncthreads();
     }
     bad = f.judge() || bad;
     __syncthreads();
-    bad = add_norms<TAPS>(c, f, member.kernels, first > begin, partial.sums) || bad;
+    bad = add_norms<0>(c, f, member.kernels, first > begin, partial.sums) || bad;
   }
   bad = __syncthreads_or(bad);
   if (threadIdx.x == 0) partial.flags[blockIdx.x] = bad;
@@ -155,10 +168,13 @@ __global__ void __launch_bounds__(kThreads, 4) gram(Conv c, CudaPlan p, Partial 
 template <class S>
 void queue(const Conv& c, const CudaPlan& p, Partial partial, void* stream) {
   const int taps = c.taps();
+  const bool near = c.kernel[2] == p.block && c.dilation[2] == 1;
+  const auto kernel = p.block == 7 ? near ? gram<S, 7, true> : gram<S, 7, false>
+                      : near ? gram<S, 5, true>
+                                   : gram<S, 5, false>;
   const int64_t shared =
       Tile(p, taps, Features(taps, p.samples, p.filters, nullptr).behind).behind - static_cast<char*>(nullptr);
-  launch("gram", taps == 9 ? gram<S, 9> : gram<S, 0>, p.parts.count * c.channels, kThreads, shared, stream, c, p,
-         partial);
+  launch("gram", kernel, p.parts.count * c.channels, kThreads, shared, stream, c, p, partial);
 }
 
 }  // namespace

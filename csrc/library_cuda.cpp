@@ -42,7 +42,8 @@ void score_sum_of_maps(const Conv& c, const Tensor& acts, bool wide, void* out, 
     mean.acts_x[1] = c.size[2];
     mean.acts_x[0] = c.size[2] * c.size[1];
     mean.acts_c = mean.acts_n = pixels;
-    queue_finish(mean, {Path::direct, 0, {}, {}, 0, 0, 0, {1, 1}}, {}, first, columns.channels, wide, out, stream);
+    queue_finish(mean, {Path::direct, 0, {}, {}, 0, 0, 0, 0, 0, 0, {1, 1}}, {}, first, columns.channels, wide, out,
+                 stream);
   }
 }
 
@@ -60,11 +61,10 @@ Tensor score_conv(Tensor weight, Tensor acts, std::vector<int64_t> geometry) {
   if (c.variant != Variant::paper) {
     score_sum_of_maps(c, acts, wide, out.data_ptr(), stream);
   } else if (p.path == Path::norms) {
-    const Tensor sums = new_sums(acts, p.parts.count, c.channels), total = new_sums(acts, 1, c.channels);
+    const Tensor sums = new_sums(acts, p.parts.count, c.channels);
     queue_norms(c, p.parts, numbers(sums), stream);
-    queue_add(numbers(sums), p.parts.count, c.channels, numbers(total), stream);
     queue_scale({c.weight, c.weight_type, weight.size(0), weight.size(1), c.weight_j, c.weight_c}, c.filters,
-                numbers(total), wide, out.data_ptr(), stream);
+                numbers(sums), p.parts.count, wide, out.data_ptr(), stream);
   } else if (p.path == Path::direct) {
     queue_finish(c, p, {}, 0, c.channels, wide, out.data_ptr(), stream);
   } else {
@@ -73,6 +73,8 @@ Tensor score_conv(Tensor weight, Tensor acts, std::vector<int64_t> geometry) {
     const Partial partial{numbers(sums), static_cast<int32_t*>(flags.data_ptr())};
     if (p.path == Path::lags)
       queue_lags(c, p, partial, stream);
+    else if (p.lanes > 0)
+      queue_windows(c, p, partial, stream);
     else
       queue_gram(c, p, partial, stream);
     queue_finish(c, p, partial, 0, c.channels, wide, out.data_ptr(), stream);
@@ -103,7 +105,7 @@ Tensor score_linear(Tensor weight, Tensor acts) {
   const bool wide = type == Dtype::f64 || dtype_of(weight) == Dtype::f64;
   Tensor out = new_scores(weight, wide);
   queue_scale({weight.data_ptr(), dtype_of(weight), weight.size(0), weight.size(1), weight.stride(0), weight.stride(1)},
-              weight.size(0), numbers(sums), wide, out.data_ptr(), device.stream);
+              weight.size(0), numbers(sums), 1, wide, out.data_ptr(), device.stream);
   return out;
 }
 

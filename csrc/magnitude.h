@@ -14,6 +14,12 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+// Elements that are read as one.
+template <class S, int COUNT>
+struct alignas(sizeof(S) * COUNT) Vector {
+  S x[COUNT];
+};
+
 __device__ inline float magnitude(float x) { return fabsf(x); }
 __device__ inline double magnitude(double x) { return fabs(x); }
 __device__ inline float magnitude(Half x) { return half_value(x.bits & 0x7fff); }
@@ -107,8 +113,8 @@ __device__ inline double root(double y) {
   return y >= 0x1p-1022 && y < HUGE_VAL ? result : y;
 }
 
-// As close as two units in the last place, and without the slow path that CUDA's own has.
-__device__ __forceinline__ float root(float y) { return y > 0 ? y * rsqrtf(y) : y; }
+// sqrt(y) of 0 and normal numbers, without the slow path that CUDA's own has.
+__device__ __forceinline__ float root(float y) { return y * inverse_root(fmaxf(y, 0x1p-126f)); }
 
 // The sum of every thread's x, on every thread; `memory` holds a number per warp.
 __device__ inline double block_sum(double x, double* memory) {

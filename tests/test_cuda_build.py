@@ -1,5 +1,6 @@
 """What nvcc made of the CUDA kernels, and what the library asks of the torch that loads it."""
 
+import itertools
 import os
 import re
 import shutil
@@ -61,9 +62,9 @@ def test_no_spills_no_stack_and_shared_memory_that_fits():
     chips = {int(chip) for chip in re.findall(r"^arch = sm_(\d+)", usage, re.MULTILINE)}
     kernels = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
     assert chips == set(cuda.architectures())
-    assert {name for name in ("column_sums", "norms", "lags", "gram", "finish", "scale", "add_parts")
+    assert {name for name in ("column_sums", "norms", "lags", "windows", "gram", "finish", "scale", "add_parts")
             if any(name in kernel for kernel, *_ in kernels)} == {
-        "column_sums", "norms", "lags", "gram", "finish", "scale", "add_parts"
+        "column_sums", "norms", "lags", "windows", "gram", "finish", "scale", "add_parts"
     }  # fmt: skip
     for name, registers, stack, shared, local in kernels:
         assert (int(stack), int(local)) == (0, 0), name
@@ -152,8 +153,9 @@ def test_machine_code_has_the_multiply_adds_of_the_source():
         pytest.skip("no code for sm_90")
     found = code.kernels(LIBRARY)
     for kind in model.TYPES[:3]:
-        for k, columns, lags in ((3, 2, 13), (3, 4, 13), (3, 8, 13), (5, 2, 41)):
-            kernel = code.named(found, f"4lagsI{kind}Li{k}ELi{columns}E")
+        each = itertools.product(((3, 2, 13), (3, 4, 13), (3, 8, 13), (5, 2, 41)), ("1", "2", "columns"))
+        for (k, columns, lags), piece in each:
+            kernel = code.named(found, f"4lagsI{kind}Li{k}ELi{columns}ELi{columns if piece == 'columns' else piece}E")
             loop = model.row_loop(kernel, k, columns)
             assert kernel.count(loop, "FFMA") == lags * k * columns
             assert not loop.inside

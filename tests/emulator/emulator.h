@@ -157,6 +157,8 @@ T* shared_memory() {
   return reinterpret_cast<T*>(emulator::block.memory);
 }
 
+inline float inverse_root(float x) { return 1 / std::sqrt(x); }
+
 inline float half_value(uint16_t bits) { return emulator::bits<_Float16>(bits); }
 
 template <class... P, class... A>
