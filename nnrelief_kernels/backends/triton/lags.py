@@ -218,7 +218,7 @@ def lags_kernel(
 def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor, flags: Tensor) -> Launch:
     """sums float64 [chunks, channels, filters], flags int32 [chunks, channels]."""
     blocks = plan.blocks(target)
-    tiles = plan.lag_tiles(call.geometry, blocks)
+    tiles = plan.lag_tiles(call.geometry, blocks, call.samples * call.channels)
     strides = {name: call.x_strides[name] for name in ("xn", "xc", "xh")}
     align = 1
     if call.x_strides["xw"] == 1:
