@@ -204,7 +204,7 @@ class NormBlocks:
 
 def norm_blocks(channels: int, positions: int, order: str) -> NormBlocks:
     """A tile of norms.py: of long rows where pixels are neighbours, of many channels where those are."""
-    pixels, longest = {"rows": (2048, 1024), "channels last": (4096, 64), "any": (1024, 256)}[order]
+    pixels, longest = {"rows": (2048, 256), "channels last": (4096, 64), "any": (1024, 256)}[order]
     width = min(longest, power_of_two(positions))
     return NormBlocks(min(pixels // width, power_of_two(channels)), width)
 
