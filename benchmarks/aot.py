@@ -147,9 +147,13 @@ class Binary:
     code: Loop | None
 
 
-def compiled(launch: Launch, target: plan.Target) -> Binary:
+def made_by_triton(launch: Launch, target: plan.Target) -> Any:
     options = launch.options(target.backend)
-    made = triton.compile(source(launch), target=GPUTarget(target.backend, target.arch, target.warp), options=options)
+    return triton.compile(source(launch), target=GPUTarget(target.backend, target.arch, target.warp), options=options)
+
+
+def compiled(launch: Launch, target: plan.Target) -> Binary:
+    made = made_by_triton(launch, target)
     if target.backend == "hip":
         found = {k: int(v) for k, v in re.findall(r"\.(\w+_count):\s+(\d+)", made.asm["amdgcn"])}
         return Binary(found["vgpr_count"], found["vgpr_spill_count"], made.metadata.shared, None)

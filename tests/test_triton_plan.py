@@ -36,17 +36,25 @@ def test_a_resnet50_compiles_few_kernels():
     assert len(aot.specialisations(layers, [target])) <= 24
 
 
-def test_tiles_of_a_map_hold_all_its_columns():
+@pytest.mark.parametrize("maps", [1, 1000, 10**6])
+def test_tiles_of_a_map_hold_all_its_columns(maps):
     for width in range(1, plan.LAG_SIZE + 1):
         for stride in (1, 2):
             geometry = conv_geometry((9, width), (3, 3), stride, 1)
             for target in (plan.Target("cuda", 80, 32), plan.Target("hip", "gfx942", 64)):
                 blocks = plan.blocks(target)
-                tiles = plan.lag_tiles(geometry, blocks)
+                tiles = plan.lag_tiles(geometry, blocks, maps)
                 assert tiles.width * tiles.count >= width
                 assert tiles.width % stride == 0 or tiles.count == 1
-                if plan.lags_serve(geometry, blocks):
+                if plan.lags_serve(geometry, blocks, maps):
                     assert (tiles.count - 1) * tiles.width < width
+
+
+@pytest.mark.parametrize(("width", "stride", "few", "many"), [(32, 1, 4, 1), (224, 2, 16, 8), (7, 1, 1, 1)])
+def test_few_maps_are_cut_in_more_tiles(width, stride, few, many):
+    geometry, blocks = conv_geometry((width, width), (3, 3), stride, 1), plan.blocks(plan.Target("hip", "gfx942", 64))
+    assert plan.lag_tiles(geometry, blocks, 3 * 256).count == few
+    assert plan.lag_tiles(geometry, blocks, 64 * 256).count == many
 
 
 def test_info_names_the_version_of_triton():

@@ -47,24 +47,30 @@ def distinct(kernel, stride, pads):
 
 
 @triton.constexpr_function
-def sum_count(kernel, stride, pads):
-    return len(distinct(kernel, stride, pads)[0])
+def sum_count(table):
+    return len(table[0])
 
 
 @triton.constexpr_function
-def sum_at(kernel, stride, pads, i):
-    return distinct(kernel, stride, pads)[0][i]
+def sum_at(table, i):
+    return table[0][i]
 
 
 @triton.constexpr_function
-def sum_of_feature(kernel, stride, pads, f):
-    return distinct(kernel, stride, pads)[1][f]
+def sum_of_feature(table, f):
+    return table[1][f]
 
 
 @triton.constexpr_function
 def row_class(sum_, stride):
     """Of the rows that a sum's products end in."""
     return (sum_[2] + sum_[0]) % stride
+
+
+@triton.constexpr_function
+def first_of(class_, begin, stride):
+    """The first column of a class from `begin` on."""
+    return begin + (class_ - begin) % stride
 
 
 @triton.jit
@@ -100,29 +106,30 @@ def window_sum(
     """
     D: tl.constexpr = SUM[0]
     S: tl.constexpr = max(SUM[1], -SUM[1])
+    STEP: tl.constexpr = STRIDE[1]
     CLASS: tl.constexpr = SUM[5]  # of columns
-    FIRST: tl.constexpr = CLASS + SUM[6] * STRIDE[1]
+    FIRST: tl.constexpr = CLASS + SUM[6] * STEP
     base, other = rows[D if SUM[1] >= 0 else 0], rows[0 if SUM[1] >= 0 else D]
     END: tl.constexpr = WIDTH - (TILES - 1) * TW - S  # of the columns that have a partner, in the last tile
     BEGIN: tl.constexpr = max(0, KERNEL[2] - 1 - S - PADS[2])  # of those that every window contains
     RIGHT: tl.constexpr = max(BEGIN, END - max(0, KERNEL[2] - 1 - S - PADS[3]))
-    LAST: tl.constexpr = END - SUM[7] * STRIDE[1]
+    LAST: tl.constexpr = END - SUM[7] * STEP
     total = base[0] * 0.0
-    for u in tl.static_range(BEGIN, END if TILES == 1 else TW):
-        if (u < RIGHT or u >= END) and u % STRIDE[1] == CLASS:
+    for u in tl.static_range(first_of(CLASS, BEGIN, STEP), RIGHT, STEP):
+        total += base[u] * other[u + S]
+    if TILES > 1:
+        for u in tl.static_range(first_of(CLASS, max(BEGIN, END), STEP), TW, STEP):
             total += base[u] * other[u + S]
-    for u in tl.static_range(0, min(BEGIN, END)):
-        if u % STRIDE[1] == CLASS:
-            if u >= FIRST and u < LAST:
-                total += base[u] * other[u + S]
-            elif TILES > 1:
-                total += tl.where(first, 0.0, base[u] * other[u + S])
-    for u in tl.static_range(RIGHT, END):
-        if u % STRIDE[1] == CLASS:
-            if u >= FIRST and u < LAST:
-                total += base[u] * other[u + S]
-            elif TILES > 1:
-                total += tl.where(last, 0.0, base[u] * other[u + S])
+    for u in tl.static_range(CLASS, min(BEGIN, END), STEP):
+        if u >= FIRST and u < LAST:
+            total += base[u] * other[u + S]
+        elif TILES > 1:
+            total += tl.where(first, 0.0, base[u] * other[u + S])
+    for u in tl.static_range(first_of(CLASS, RIGHT, STEP), END, STEP):
+        if u >= FIRST and u < LAST:
+            total += base[u] * other[u + S]
+        elif TILES > 1:
+            total += tl.where(last, 0.0, base[u] * other[u + S])
     if SUM[3] > 0:
         total = tl.where(r >= SUM[2] + SUM[3] * STRIDE[0] + D, total, 0.0)
     if SUM[4] > 0:
@@ -145,7 +152,8 @@ def lags_kernel(
     BM: tl.constexpr = BN * TILES
     LOAD: tl.constexpr = triton.next_power_of_2(TW)
     USED: tl.constexpr = TW + (KERNEL[2] - 1 if TILES > 1 else 0)
-    COUNT: tl.constexpr = sum_count(KERNEL, STRIDE, PADS)
+    TABLE: tl.constexpr = distinct(KERNEL, STRIDE, PADS)
+    COUNT: tl.constexpr = sum_count(TABLE)
     HEIGHT: tl.constexpr = KERNEL[1]
     STEP: tl.constexpr = STRIDE[0]
     TAPS: tl.constexpr = HEIGHT * KERNEL[2]
@@ -190,8 +198,8 @@ def lags_kernel(
                         least = small(newest[column], least)
                 updated = ()
                 for i in tl.static_range(COUNT):
-                    if row_class(sum_at(KERNEL, STRIDE, PADS, i), STEP) == turn:
-                        row_sum = window_sum(rows, sum_at(KERNEL, STRIDE, PADS, i), tile == 0, tile == TILES - 1, r, height,
+                    if row_class(sum_at(TABLE, i), STEP) == turn:
+                        row_sum = window_sum(rows, sum_at(TABLE, i), tile == 0, tile == TILES - 1, r, height,
                                              KERNEL, STRIDE, PADS, WIDTH, TW, TILES)  # fmt: skip
                         updated = updated + (totals[i] + row_sum,)
                     else:
@@ -204,7 +212,7 @@ def lags_kernel(
         features = ()
         for i in tl.static_range(FP):
             if i < TAPS * (TAPS + 1) // 2:
-                features = features + (totals[sum_of_feature(KERNEL, STRIDE, PADS, i)],)
+                features = features + (totals[sum_of_feature(TABLE, i)],)
             else:
                 features = features + (zero,)
         most = tl.sum(most.reshape(BN, TILES), 1)
@@ -218,7 +226,7 @@ def lags_kernel(
 def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor, flags: Tensor) -> Launch:
     """sums float64 [chunks, channels, filters], flags int32 [chunks, channels]."""
     blocks = plan.blocks(target)
-    tiles = plan.lag_tiles(call.geometry, blocks)
+    tiles = plan.lag_tiles(call.geometry, blocks, call.samples * call.channels)
     strides = {name: call.x_strides[name] for name in ("xn", "xc", "xh")}
     align = 1
     if call.x_strides["xw"] == 1:

@@ -20,6 +20,8 @@ MOST_TAPS = 64  # of matrix.py: its Gram matrix stays in registers
 LAG_TAPS = 3  # per dimension, of lags.py; the features of 9 elements fill a 64-wide tile
 LAG_SIZE = 256  # of a map's sides: bounds the float32 sums
 PARTIAL_BYTES = 8 << 20  # of partial sums, wherever one chunk of samples does not already need more
+FEW_PROGRAMS = 128  # about as many as a chip has multiprocessors: lags.py cuts a call's maps further where it has fewer
+NARROWEST = 8  # columns of a tile that is cut for that reason
 PROGRAMS = 2048  # that a launch tries to reach by cutting the samples into chunks: 8 and more per multiprocessor
 
 
@@ -98,18 +100,31 @@ class Tiles:
     count: int
 
 
-def lag_tiles(geometry: ConvGeometry, blocks: Blocks) -> Tiles:
-    width = three(geometry.size, 1)[2]
-    stride = three(geometry.stride, 1)[2]  # a tile begins where a window of every class does
-    count = power_of_two(ceil_div(width, blocks.columns))
-    return Tiles(ceil_div(ceil_div(width, count), stride) * stride, count)
+def tiles_of(geometry: ConvGeometry, count: int) -> Tiles:
+    width, stride = three(geometry.size, 1)[2], three(geometry.stride, 1)[2]
+    return Tiles(ceil_div(ceil_div(width, count), stride) * stride, count)  # each begins where a window of every class does
 
 
-def lags_serve(geometry: ConvGeometry, blocks: Blocks) -> bool:
+def edges_in_one_tile(geometry: ConvGeometry, tiles: Tiles) -> bool:
+    """Whether the columns that some window leaves out lie in a map's first and last tile."""
+    last = three(geometry.size, 1)[2] - (tiles.count - 1) * tiles.width
+    return tiles.count == 1 or last >= max(1, 2 * (three(geometry.kernel, 1)[2] - 1))
+
+
+def lag_tiles(geometry: ConvGeometry, blocks: Blocks, maps: int) -> Tiles:
+    """As few as hold a map, and more where a call's `maps` (of all samples and channels) leave multiprocessors idle."""
+    tiles = tiles_of(geometry, power_of_two(ceil_div(three(geometry.size, 1)[2], blocks.columns)))
+    while 2 * maps * tiles.count <= FEW_PROGRAMS * blocks.threads:
+        narrower = tiles_of(geometry, 2 * tiles.count)
+        if narrower.width < NARROWEST or not edges_in_one_tile(geometry, narrower):
+            break
+        tiles = narrower
+    return tiles
+
+
+def lags_serve(geometry: ConvGeometry, blocks: Blocks, maps: int) -> bool:
     kernel, stride, dilation = three(geometry.kernel, 1), three(geometry.stride, 1), three(geometry.dilation, 1)
     depth, height, width = three(geometry.size, 1)
-    tiles = lag_tiles(geometry, blocks)
-    last = width - (tiles.count - 1) * tiles.width
     return (
         kernel[0] == depth == 1
         and max(kernel) <= LAG_TAPS
@@ -117,7 +132,7 @@ def lags_serve(geometry: ConvGeometry, blocks: Blocks) -> bool:
         and max(stride[1:]) <= 2
         and all(k == 1 or d == 1 for k, d in zip(kernel, dilation))
         and (geometry.padding_mode == "zeros" or not any(map(any, geometry.padding)))
-        and (tiles.count == 1 or last >= max(1, 2 * (kernel[2] - 1)))  # the edge columns of a map lie in one tile
+        and edges_in_one_tile(geometry, lag_tiles(geometry, blocks, maps))
     )
 
 
@@ -128,7 +143,7 @@ def conv_path(weight: Tensor, acts: Tensor, geometry: ConvGeometry, variant: str
         return "float64 maps"
     if geometry.taps == 1:
         return "norms"
-    if lags_serve(geometry, blocks(target)):
+    if lags_serve(geometry, blocks(target), acts.shape[0] * acts.shape[1]):
         return "lags"
     return "gram" if geometry.taps <= LAG_TAPS**2 else "matrix"
 
@@ -157,8 +172,8 @@ def vector(x: Tensor, strides: tuple[int, ...]) -> int:
 
 def samples_at_once(samples: int, lanes: int, blocks: Blocks) -> int:
     """Samples of one program's tile where a map takes `lanes` threads: as many as there are, for at most all threads and at
-    least 64 of them (what one warp alone has to hold spills) and the 16 rows of a product."""
-    return max(16, 64 // lanes, min(blocks.threads // lanes, power_of_two(samples)))
+    least 64 of them (what one warp alone has to hold spills) and half the 16 rows of a product."""
+    return max(8, 64 // lanes, min(blocks.threads // lanes, power_of_two(samples)))
 
 
 def filters_at_once(threads: int, width: int, blocks: Blocks) -> int:
@@ -168,11 +183,12 @@ def filters_at_once(threads: int, width: int, blocks: Blocks) -> int:
     return max(8, filters * min(threads, blocks.threads) // blocks.threads, threads // 16)
 
 
-def sample_block(path: str, samples: int, geometry: ConvGeometry, blocks: Blocks) -> int:
+def sample_block(path: str, samples: int, channels: int, geometry: ConvGeometry, blocks: Blocks) -> int:
     """Samples of a program's tile on one of the paths with features."""
     if path == "matrix":
         return 1
-    return samples_at_once(samples, lag_tiles(geometry, blocks).count if path == "lags" else lanes_of_map(geometry), blocks)
+    lanes = lag_tiles(geometry, blocks, samples * channels).count if path == "lags" else lanes_of_map(geometry)
+    return samples_at_once(samples, lanes, blocks)
 
 
 def lanes_of_map(geometry: ConvGeometry) -> int:
@@ -188,7 +204,7 @@ class NormBlocks:
 
 def norm_blocks(channels: int, positions: int, order: str) -> NormBlocks:
     """A tile of norms.py: of long rows where pixels are neighbours, of many channels where those are."""
-    pixels, longest = {"rows": (2048, 1024), "channels last": (4096, 64), "any": (1024, 256)}[order]
+    pixels, longest = {"rows": (2048, 256), "channels last": (4096, 64), "any": (1024, 256)}[order]
     width = min(longest, power_of_two(positions))
     return NormBlocks(min(pixels // width, power_of_two(channels)), width)
 

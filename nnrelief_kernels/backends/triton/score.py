@@ -46,7 +46,7 @@ def conv_launches(
         chunks = plan.chunks(call.samples, 1, plan.ceil_div(call.channels, block), 8 * call.channels)
         sums = acts.new_empty((chunks.count, call.channels), dtype=torch.float64)
     else:
-        block = plan.sample_block(path, call.samples, geometry, plan.blocks(target))
+        block = plan.sample_block(path, call.samples, call.channels, geometry, plan.blocks(target))
         chunks = plan.chunks(call.samples, block, call.channels, 8 * call.channels * call.filters)
         sums = acts.new_empty((chunks.count, call.channels, call.filters), dtype=torch.float64)
     flags = acts.new_empty((chunks.count, call.channels), dtype=torch.int32)
