@@ -98,7 +98,7 @@ def _forwards(node: fx.Node, value: dict[fx.Node, Any], varies: dict[fx.Node, An
     along = tuple(_ones(varies[source]) for source in sources)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*torch.jit.script.* is deprecated")  # torch's own, in a process's first jvp
-        _, tangent = jvp(_replacement(node, value, varies), at, along)
+        tangent = jvp(_replacement(node, value, varies), at, along)[1]
     return _positive(node, tangent)
 
 

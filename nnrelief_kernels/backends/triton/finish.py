@@ -101,14 +101,13 @@ def launch(
     """out [C_out, per_group]; `sums` and `flags` as the kernel that came `before` fills them."""
     names = {"k": "KERNEL", "s": "STRIDE", "p": "PADDING", "d": "DILATION"}
     numbers = {short + axis: n for short, name in names.items() for axis, n in zip("dhw", call.constants[name])}
-    block = (32, 32, 32) if chunks.count > 8 else (128, 8, 8)  # filters, outputs, parts
-    filters, outputs, parts = {"filter": block, "channel": (128, 8, 128), "nothing": (32, 32, 1)}[before]
-    blocks = plan.ceil_div(call.filters, filters)
+    block = plan.finish_block(before, chunks.count)
+    blocks = plan.ceil_div(call.filters, block.filters)
     arguments = {
         "x": call.acts, "weight": call.weight, "sums": sums, "flags": flags, "out": out,
         "samples": call.samples, "chunk": chunks.size, "parts": chunks.count, "channels": call.channels,
         "filters": call.filters, "per_group": call.per_group, "blocks": blocks, "first": first,
         **call.sizes, **call.x_strides, **call.weight_strides, **numbers, "MODE": call.constants["MODE"],
-        "ORDER": order, "FIRST": before, "BJ": filters, "BL": outputs, "BP": parts,
+        "ORDER": order, "FIRST": before, "BJ": block.filters, "BL": block.outputs, "BP": block.parts,
     }  # fmt: skip
     return Launch(finish_kernel, call.channels * blocks, arguments)

@@ -209,6 +209,24 @@ def norm_blocks(channels: int, positions: int, order: str) -> NormBlocks:
     return NormBlocks(min(pixels // width, power_of_two(channels)), width)
 
 
+@dataclass(frozen=True)
+class FinishBlock:
+    """A tile of finish.py: filters by parts of sums, or, for a map that is scored once more, by its outputs."""
+
+    filters: int
+    outputs: int
+    parts: int
+
+
+def finish_block(before: str, parts: int) -> FinishBlock:
+    """As wide over the filters, which are neighbours in memory, as the number of parts leaves registers for."""
+    if before == "nothing":
+        return FinishBlock(32, 32, 1)
+    if before == "channel":  # its parts are one number each
+        return FinishBlock(128, 8, 128)
+    return FinishBlock(32, 32, 32) if parts > 8 else FinishBlock(128, 8, 8)
+
+
 COLUMN_TILE = 4096  # elements
 
 
