@@ -10,6 +10,8 @@ namespace nnrelief {
 constexpr int kThreads = 128;    // of a block
 constexpr int kPerThread = 4;    // filters of a thread in phase 2,
 constexpr int kFewFilters = 16;  // which are one where there are no more than these
+constexpr int kSamples = 32;     // whose features a block holds, where kernels lie in registers
+constexpr int kLongest = 128;    // products of one float32 sum
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -55,8 +57,8 @@ void queue_gram(const Conv& c, const CudaPlan& p, Partial partial, void* stream)
 // out[filter][channel of the group] = the sum of all parts; parts whose flag is up, and everything where
 // `partial.sums` is null, are scored from their feature maps in float64. `first`: the channel of the layer that channel
 // 0 of the activations is.
-void queue_finish(const Conv& c, const CudaPlan& p, Partial partial, int64_t first, int64_t channels, bool wide,
-                  void* out, void* stream);
+void queue_finish(const Conv& c, Parts parts, Partial partial, int64_t first, int64_t channels, bool wide, void* out,
+                  void* stream);
 
 // norms[part][channel] = sum over the part's samples of ||x||.
 void queue_norms(const Conv& c, Parts parts, double* norms, void* stream);

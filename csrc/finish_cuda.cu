@@ -130,15 +130,15 @@ __global__ void __launch_bounds__(kThreads, 4)
 
 }  // namespace
 
-void queue_finish(const Conv& c, const CudaPlan& p, Partial partial, int64_t first, int64_t channels, bool wide,
-                  void* out, void* stream) {
+void queue_finish(const Conv& c, Parts parts, Partial partial, int64_t first, int64_t channels, bool wide, void* out,
+                  void* stream) {
   const uint32_t filters = partial.sums ? kThreads : kFilters;
   const int64_t blocks = channels * ceil_div(c.filters, filters);
   if (wide)
-    launch("finish", finish<double>, blocks, kThreads, 0, stream, c, p.parts, partial, first, channels, filters,
+    launch("finish", finish<double>, blocks, kThreads, 0, stream, c, parts, partial, first, channels, filters,
            static_cast<double*>(out));
   else
-    launch("finish", finish<float>, blocks, kThreads, 0, stream, c, p.parts, partial, first, channels, filters,
+    launch("finish", finish<float>, blocks, kThreads, 0, stream, c, parts, partial, first, channels, filters,
            static_cast<float*>(out));
 }
 

@@ -14,7 +14,6 @@
 
 namespace nnrelief {
 
-constexpr int kSamples = 32;                // whose features a block holds, where kernels lie in registers
 constexpr uint32_t kSmallBits = 97u << 23;  // of 2^-30
 constexpr float kSmallWeight = 0x1p-25f, kLargest = 0x1p100f, kLeast = 0x1p-80f;
 

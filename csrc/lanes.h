@@ -5,8 +5,6 @@
 
 namespace nnrelief {
 
-constexpr int kLongest = 128;  // products of one float32 sum
-
 // Half of the sums goes to the lane `offset` away, which has the other half's from here: both are summed. `upper`:
 // which half stays.
 template <int N>

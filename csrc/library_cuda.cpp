@@ -42,8 +42,7 @@ void score_sum_of_maps(const Conv& c, const Tensor& acts, bool wide, void* out, 
     mean.acts_x[1] = c.size[2];
     mean.acts_x[0] = c.size[2] * c.size[1];
     mean.acts_c = mean.acts_n = pixels;
-    queue_finish(mean, {Path::direct, 0, {}, {}, 0, 0, 0, 0, 0, 0, {1, 1}}, {}, first, columns.channels, wide, out,
-                 stream);
+    queue_finish(mean, {1, 1}, {}, first, columns.channels, wide, out, stream);
   }
 }
 
@@ -66,7 +65,7 @@ Tensor score_conv(Tensor weight, Tensor acts, std::vector<int64_t> geometry) {
     queue_scale({c.weight, c.weight_type, weight.size(0), weight.size(1), c.weight_j, c.weight_c}, c.filters,
                 numbers(sums), p.parts.count, wide, out.data_ptr(), stream);
   } else if (p.path == Path::direct) {
-    queue_finish(c, p, {}, 0, c.channels, wide, out.data_ptr(), stream);
+    queue_finish(c, p.parts, {}, 0, c.channels, wide, out.data_ptr(), stream);
   } else {
     const Tensor sums = new_sums(acts, p.parts.count, c.channels * c.filters);
     const Tensor flags = torch::stable::new_empty(acts, {p.parts.count, c.channels}, ScalarType::Int);
@@ -77,7 +76,7 @@ Tensor score_conv(Tensor weight, Tensor acts, std::vector<int64_t> geometry) {
       queue_windows(c, p, partial, stream);
     else
       queue_gram(c, p, partial, stream);
-    queue_finish(c, p, partial, 0, c.channels, wide, out.data_ptr(), stream);
+    queue_finish(c, p.parts, partial, 0, c.channels, wide, out.data_ptr(), stream);
   }
   return out;
 }

@@ -13,10 +13,8 @@ namespace {
 constexpr int64_t kMostTaps = 64;
 constexpr int64_t kFeatureBytes = 20 << 10;  // of a block's samples
 constexpr int64_t kTilePixels = 2560;        // of float32 in shared memory
-constexpr int64_t kOutputs = 128;            // of one float32 sum
-constexpr int64_t kSamples = 32;
-constexpr int64_t kBlocks = 2 * 132;  // that fill a chip
-constexpr int64_t kRows = 1024;       // of a 3x3 kernel's input whose places are in shared memory
+constexpr int64_t kBlocks = 2 * 132;         // that fill a chip
+constexpr int64_t kRows = 1024;              // of a 3x3 kernel's input whose places are in shared memory
 
 bool norms_serve(const Conv& c) {
   return c.taps() == 1 && c.before[0] + c.before[1] + c.before[2] == 0 && c.positions() == c.pixels();
@@ -88,14 +86,14 @@ bool choose_tile(const Conv& c, CudaPlan& p) {
   p.box[0] = 1;
   p.box[1] = c.out[1];
   p.box[2] = c.out[2];
-  while (pixels() > kTilePixels || p.box[1] * p.box[2] > kOutputs * slots()) {
+  while (pixels() > kTilePixels || p.box[1] * p.box[2] > kLongest * slots()) {
     if (p.box[1] == 1 && p.box[2] == 1) return false;
     const int d = p.box[1] >= p.box[2] ? 1 : 2;
     p.box[d] = (p.box[d] + 1) / 2;
   }
   while (2 * p.staged <= p.samples && 2 * p.staged * pairs <= kThreads && 2 * p.staged * pixels() <= kTilePixels) {
     p.staged *= 2;
-    if (p.box[1] * p.box[2] <= kOutputs * slots()) continue;
+    if (p.box[1] * p.box[2] <= kLongest * slots()) continue;
     p.staged /= 2;
     break;
   }
