@@ -11,14 +11,14 @@ OUT ?= benchmarks/results/$(shell $(PYTHON) -c 'import torch; print(torch.cuda.g
 GPU_BASELINES := naive,compiled,gram,cuda,forward,floor
 DOCTESTS := $(addprefix nnrelief_kernels/,scoring.py selection.py magnitude.py integrations/continual.py)
 
-.PHONY: demo test test-integrations bench sanitize aot-test aot-report gpu lint format clean
+.PHONY: demo test test-integrations bench sanitize aot-report gpu lint format clean
 
 demo: $(STAMP)
 	$(BIN)/nnrelief info
 	$(BIN)/nnrelief demo --out demo
 
 test: $(STAMP) $(TRITON_OLDEST) $(TORCH_CPU)
-	$(BIN)/python -m pytest -m "not slow" tests benchmarks/test_suites.py benchmarks/test_memory.py benchmarks/test_pretrained.py $(DOCTESTS)
+	$(BIN)/python -m pytest tests benchmarks/test_suites.py benchmarks/test_memory.py benchmarks/test_pretrained.py $(DOCTESTS)
 
 # The adapters against every real package, the heavy ones included, and a real sentence encoder (80 MB).
 test-integrations: $(STAMP)
@@ -40,10 +40,6 @@ sanitize: $(STAMP)
 		$(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
 	cd build/sanitize && ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		$(CURDIR)/$(BIN)/python -m pytest tests/test_cpu.py tests/test_scoring.py -k "not torch and not million"
-
-# Every Triton kernel compiled for five chips by the oldest and the newest Triton: no spills, shared memory that fits.
-aot-test: $(STAMP) $(TRITON_OLDEST)
-	$(BIN)/python -m pytest tests/test_triton_aot.py
 
 # Registers, shared memory and predicted times of the Triton kernels, and predicted times of the CUDA kernels beside them; needs
 # no GPU.

@@ -38,8 +38,16 @@ TRITON_TYPES = {
     torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32"
 }  # fmt: skip
 
-
+DEPTHWISE = [
+    Layer("5x5 of 240 x 28 x 28", (240, 1, 5, 5), (28, 28), 1, 2, groups=240),
+    Layer("5x5, stride 2, of 144 x 56 x 56", (144, 1, 5, 5), (56, 56), 2, 2, groups=144),
+    Layer("7x7 of 96 x 56 x 56", (96, 1, 7, 7), (56, 56), 1, 3, groups=96),
+    Layer("7x7 of 768 x 7 x 7", (768, 1, 7, 7), (7, 7), 1, 3, groups=768),
+]
+"""Of EfficientNet-B0 and ConvNeXt-T."""
 CORNERS = [
+    *DEPTHWISE,
+    Layer("depthwise 7x7, stride 2", (16, 1, 7, 7), (28, 28), 2, 3, groups=16),
     *(Layer(f"kernel {h}x{w}", (5, 2, h, w), (10, 9)) for h, w in ((1, 2), (2, 2), (2, 3), (4, 4), (8, 8))),
     *(Layer(f"width {width}", (40, 2, 3, 3), (width, width), padding=1) for width in (3, 33, 200)),
     *(Layer(f"width {width}, stride 2", (40, 2, 3, 3), (width, width), 2, 1) for width in (9, 50, 200)),
@@ -144,7 +152,15 @@ class Binary:
     registers: int
     spills: int
     shared: int
-    code: Loop | None
+    cubin: bytes | None
+
+    @property
+    def code(self) -> Loop:
+        """Of an NVIDIA chip's binary."""
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(self.cubin or b"")
+            file.flush()
+            return loops(instructions(tool("nvdisasm", "-c", file.name)))
 
 
 def made_by_triton(launch: Launch, target: plan.Target) -> Any:
@@ -161,11 +177,9 @@ def compiled(launch: Launch, target: plan.Target) -> Binary:
         file.write(made.asm["cubin"])
         file.flush()
         usage = tool("cuobjdump", "-res-usage", file.name)
-        registers, stack = (int(re.findall(rf"{key}:(\d+)", usage)[0]) for key in ("REG", "STACK"))
-        code = loops(instructions(tool("nvdisasm", "-c", file.name)))
-    local = any(name.startswith(("STL", "LDL")) for loop in code.in_order() for name in loop.operations)
-    spills = _spilled(made.asm["ptx"], target.arch) if stack and local else 0  # a stack may also be a called function's frame
-    return Binary(registers, spills, made.metadata.shared, code)
+    registers, stack = (int(re.findall(rf"{key}:(\d+)", usage)[0]) for key in ("REG", "STACK"))
+    spills = _spilled(made.asm["ptx"], target.arch) if stack else 0  # a stack may also be a called function's frame
+    return Binary(registers, spills, made.metadata.shared, made.asm["cubin"])
 
 
 def _spilled(ptx: str, arch: int | str) -> int:

@@ -20,6 +20,7 @@ import torch
 import triton
 
 from benchmarks.aot import (
+    DEPTHWISE,
     DTYPES,
     Binary,
     Case,
@@ -43,7 +44,7 @@ LARGE = 28 * 28
 """Pixels of a map from which on a layer should reach `AIM`."""
 AIM = {"float32": 0.6, "bfloat16": 0.4}
 """Of the memory floor."""
-PIXEL_LOOP = {"lags_kernel": 2, "gram_kernel": 3, "matrix_kernel": 3, "norms_kernel": 2}
+PIXEL_LOOP = {"lags_kernel": 2, "direct_kernel": 3, "gram_kernel": 3, "matrix_kernel": 3, "norms_kernel": 2}
 """Which of a kernel's loops, in the order of the source, goes over the pixels."""
 SM_90 = next(target for target in chips() if target.arch == 90)
 ASSUMPTIONS = f"""\
@@ -65,6 +66,13 @@ def trips(launch: Launch) -> list[int]:
 
     if launch.kernel.__name__ == "lags_kernel":
         return [ceil("chunk", a["BN"]), ceil("height", a["STRIDE"][0]), ceil("filters", a["BJ"])]
+    if launch.kernel.__name__ == "direct_kernel":
+        stride, padding = a["STRIDE"][0], a["PADS"][0]
+        return [
+            a["filters"],
+            ceil("chunk", a["BN"]),
+            a["height_out"] - 1 + plan.ceil_div(a["KERNEL"][1], stride) - padding // stride,
+        ]
     if launch.kernel.__name__ in ("gram_kernel", "matrix_kernel"):
         block, step, span = (a["BN"], a["LP"], 64 * a["LP"]) if "LP" in a else (1, a["BL"], 512)
         spans = ceil("positions", span)
@@ -80,12 +88,12 @@ def trips(launch: Launch) -> list[int]:
     return [a["parts"]]
 
 
-def instructions(launch: Launch, code: Loop | None) -> tuple[float, float]:
+def instructions(launch: Launch, code: Loop) -> tuple[float, float]:
     """Of one warp of one program, and of its loop over pixels; NaN where the compiler made other loops of the source's."""
     counts = trips(launch)
-    if code is not None and launch.kernel.__name__ == "finish_kernel":  # all loops but the first are for doubtful maps
+    if launch.kernel.__name__ == "finish_kernel":  # all loops but the first are for doubtful maps
         counts += [0] * (len(list(code.in_order())) - 1 - len(counts))
-    if code is None or len(list(code.in_order())) != len(counts) + 1:
+    if len(list(code.in_order())) != len(counts) + 1:
         return math.nan, math.nan
     totals: list[float] = []
     remaining = iter(counts)
@@ -120,7 +128,7 @@ def prediction(programs: int, num_warps: int, count: float, inner: float, moved:
     return Prediction(moved / (BANDWIDTH * REACHED_BANDWIDTH), issued, inner / count)
 
 
-def predicted(launch: Launch, code: Loop | None, moved: float) -> Prediction:
+def predicted(launch: Launch, code: Loop, moved: float) -> Prediction:
     return prediction(launch.programs, launch.num_warps, *instructions(launch, code), moved)
 
 
@@ -141,6 +149,7 @@ def inner_loop(launch: Launch, code: Loop) -> tuple[float, ...]:
     threads = 32 * launch.num_warps
     pixels = {
         "lags_kernel": a.get("TW", 0) * a.get("STRIDE", (1,))[0],
+        "direct_kernel": a.get("TW", 0),
         "gram_kernel": 1,
         "matrix_kernel": a.get("BL", 0) / threads,
     }.get(launch.kernel.__name__, a.get("BC", 0) * a.get("BL", 0) / threads)
@@ -176,7 +185,7 @@ def layer_row(name: str, case: Case, binaries: dict[str, Binary]) -> list[Any]:
         predictions.append(predicted(launch, binaries[identity(launch, SM_90)].code, moved))
     first, binary = made[0], binaries[identity(made[0], SM_90)]
     seconds, floor = sum(prediction.seconds for prediction in predictions), size / BANDWIDTH
-    inner = inner_loop(first, binary.code) if binary.code else ()
+    inner = inner_loop(first, binary.code)
     return [
         name, case.layer.name, case.dtype, first.kernel.__name__.removesuffix("_kernel"), math.prod(case.layer.size),
         first.num_warps, binary.registers, binary.shared, f"{occupancy(first, binary):.0%}",
@@ -199,7 +208,9 @@ def first_call() -> tuple[int, float]:
 def report(jobs: int | None, out: Path) -> None:
     """layers.csv and report.md."""
     layers = [(name, case) for name in SUITES for case in cases(name, AIM)]
+    depthwise = [("depthwise", Case(layer.name, layer, 256, dtype)) for layer in DEPTHWISE for dtype in AIM]
     binaries = compile_all(specialisations([case for _, case in layers], [SM_90]), jobs)
+    others = compile_all(specialisations([case for _, case in depthwise], [SM_90]), jobs)
     rows = [layer_row(name, case, binaries) for name, case in layers]
     out.mkdir(parents=True, exist_ok=True)
     write_rows(out / "layers.csv", LAYER_COLUMNS, (dict(zip(LAYER_COLUMNS, row)) for row in rows))
@@ -218,6 +229,10 @@ def report(jobs: int | None, out: Path) -> None:
         f"floor in float32, {AIM['bfloat16']:.0%} in bfloat16. The others:",
         "",
         *table([LAYER_COLUMNS, *map(_formatted, short)], few=True),
+        "",
+        "Depthwise layers with larger kernels, of EfficientNet-B0 and ConvNeXt-T, for 256 samples:",
+        "",
+        *table([LAYER_COLUMNS, *(_formatted(layer_row(name, case, others)) for name, case in depthwise)], few=True),
         "",
         "All layers, at the batch sizes of the suites on a GPU, with the figures of their first kernel:",
         "",

@@ -38,7 +38,7 @@ def test_a_resnet50_compiles_few_kernels():
 
 @pytest.mark.parametrize("maps", [1, 1000, 10**6])
 def test_tiles_of_a_map_hold_all_its_columns(maps):
-    for width in range(1, plan.LAG_SIZE + 1):
+    for width in range(1, plan.ROW_SIZE + 1):
         for stride in (1, 2):
             geometry = conv_geometry((9, width), (3, 3), stride, 1)
             for target in (plan.Target("cuda", 80, 32), plan.Target("hip", "gfx942", 64)):

@@ -79,6 +79,16 @@ def own_place(count):
 
 
 @triton.jit
+def columns(x, BM: tl.constexpr, WIDTH: tl.constexpr):
+    """[BM, WIDTH] as WIDTH tensors [BM]."""
+    if WIDTH == 1:
+        return (x.reshape(BM),)
+    else:
+        left, right = x.reshape(BM, 2, WIDTH // 2).permute(0, 2, 1).split()
+        return columns(left, BM, WIDTH // 2) + columns(right, BM, WIDTH // 2)
+
+
+@triton.jit
 def within(position, size):
     """0 <= position < size."""
     return position.to(tl.uint32, bitcast=True) < size.to(tl.uint32, bitcast=True)

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import plan
-from .conv import Call, Launch, own_place
+from .conv import Call, Launch, columns, own_place
 from .forms import SMALL_BITS, add_norms, small
 
 
@@ -74,16 +74,6 @@ def first_of(class_, begin, stride):
 
 
 @triton.jit
-def columns(x, BM: tl.constexpr, WIDTH: tl.constexpr):
-    """[BM, WIDTH] as WIDTH tensors [BM]."""
-    if WIDTH == 1:
-        return (x.reshape(BM),)
-    else:
-        left, right = x.reshape(BM, 2, WIDTH // 2).permute(0, 2, 1).split()
-        return columns(left, BM, WIDTH // 2) + columns(right, BM, WIDTH // 2)
-
-
-@triton.jit
 def joined(parts, COUNT: tl.constexpr):
     """COUNT tensors [BM] as [BM, 2, ..., 2], the last dimensions counting the parts in binary."""
     if COUNT == 1:
@@ -116,20 +106,20 @@ def window_sum(
     LAST: tl.constexpr = END - SUM[7] * STEP
     total = base[0] * 0.0
     for u in tl.static_range(first_of(CLASS, BEGIN, STEP), RIGHT, STEP):
-        total += base[u] * other[u + S]
+        total = tl.fma(base[u], other[u + S], total)
     if TILES > 1:
         for u in tl.static_range(first_of(CLASS, max(BEGIN, END), STEP), TW, STEP):
-            total += base[u] * other[u + S]
+            total = tl.fma(base[u], other[u + S], total)
     for u in tl.static_range(CLASS, min(BEGIN, END), STEP):
         if u >= FIRST and u < LAST:
-            total += base[u] * other[u + S]
+            total = tl.fma(base[u], other[u + S], total)
         elif TILES > 1:
-            total += tl.where(first, 0.0, base[u] * other[u + S])
+            total = tl.fma(tl.where(first, 0.0, base[u]), other[u + S], total)
     for u in tl.static_range(first_of(CLASS, RIGHT, STEP), END, STEP):
         if u >= FIRST and u < LAST:
-            total += base[u] * other[u + S]
+            total = tl.fma(base[u], other[u + S], total)
         elif TILES > 1:
-            total += tl.where(last, 0.0, base[u] * other[u + S])
+            total = tl.fma(tl.where(last, 0.0, base[u]), other[u + S], total)
     if SUM[3] > 0:
         total = tl.where(r >= SUM[2] + SUM[3] * STRIDE[0] + D, total, 0.0)
     if SUM[4] > 0:
@@ -225,7 +215,7 @@ def lags_kernel(
 
 def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor, flags: Tensor) -> Launch:
     """sums float64 [chunks, channels, filters], flags int32 [chunks, channels]."""
-    blocks = plan.blocks(target)
+    blocks = plan.blocks_for(call.acts, target)
     tiles = plan.lag_tiles(call.geometry, blocks, call.samples * call.channels)
     strides = {name: call.x_strides[name] for name in ("xn", "xc", "xh")}
     align = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,12 +13,15 @@ from torch import Tensor
 
 from ...geometry import ConvGeometry
 
-PATHS = ("norms", "lags", "gram", "matrix", "float64 maps", "mean map")
-"""One of norms.py, lags.py, gram.py and matrix.py with finish.py behind it; finish.py alone; columns.py before it."""
+PATHS = ("norms", "lags", "direct", "gram", "matrix", "float64 maps", "mean map")
+"""norms.py, lags.py, direct.py, gram.py or matrix.py with finish.py behind it; finish.py alone; columns.py before it."""
 
 MOST_TAPS = 64  # of matrix.py: its Gram matrix stays in registers
 LAG_TAPS = 3  # per dimension, of lags.py; the features of 9 elements fill a 64-wide tile
-LAG_SIZE = 256  # of a map's sides: bounds the float32 sums
+DIRECT_TAPS = 7  # per dimension, of direct.py: each is a register
+DIRECT_COLUMNS = 8  # of its tiles
+DIRECT_PRODUCTS = 256  # per output, of all filters: where few programs run, matrix.py takes about as long
+ROW_SIZE = 256  # of a map's sides, where kernels go row by row: bounds the float32 sums
 PARTIAL_BYTES = 8 << 20  # of partial sums, wherever one chunk of samples does not already need more
 FEW_PROGRAMS = 128  # about as many as a chip has multiprocessors: lags.py cuts a call's maps further where it has fewer
 NARROWEST = 8  # columns of a tile that is cut for that reason
@@ -40,6 +43,7 @@ class Blocks:
 
     threads: int  # of a program of lags.py and gram.py; each holds one map, or one tile of it
     columns: int  # of a tile of lags.py: a thread keeps three rows of it
+    strided_columns: int  # the same at stride 2
     filters: int  # of one step of phase 2, where all threads take part
     wide_filters: int  # the same for lags.py's tiles of more than 16 columns
     outputs: int  # of one step of matrix.py with 64 rows of kernel elements
@@ -49,12 +53,20 @@ class Blocks:
 def blocks(target: Target) -> Blocks:
     """The table. Chips with tf32 units take three tf32 products for a float32 one; CDNA has float32 matrix units."""
     if target.backend == "hip":
-        return Blocks(threads=128, columns=32, filters=16, wide_filters=16, outputs=32, precision="ieee")
+        return Blocks(threads=128, columns=32, strided_columns=32, filters=16, wide_filters=16, outputs=32, precision="ieee")
     if target.arch == 100:  # its tensor memory takes 64 rows and more from 4 warps, and the moves there would spill
-        return Blocks(threads=64, columns=16, filters=8, wide_filters=8, outputs=32, precision="tf32x3")
+        return Blocks(threads=64, columns=16, strided_columns=8, filters=8, wide_filters=8, outputs=32, precision="tf32x3")
     if target.arch == 90 and triton_version() >= (3, 8):  # older ones would spill
-        return Blocks(threads=128, columns=32, filters=8, wide_filters=16, outputs=32, precision="tf32x3")
-    return Blocks(threads=128, columns=16, filters=8, wide_filters=8, outputs=16, precision="tf32x3")
+        return Blocks(threads=128, columns=32, strided_columns=32, filters=8, wide_filters=16, outputs=32, precision="tf32x3")
+    return Blocks(threads=128, columns=16, strided_columns=16, filters=8, wide_filters=8, outputs=16, precision="tf32x3")
+
+
+def blocks_for(acts: Tensor, target: Target) -> Blocks:
+    """The table's, with narrower tiles where a row's pixels are no neighbours in memory: each column then has an address."""
+    found = blocks(target)
+    if acts.stride(-1) == 1:
+        return found
+    return replace(found, columns=found.columns // 2, strided_columns=min(found.strided_columns, found.columns // 2))
 
 
 @functools.cache
@@ -113,7 +125,8 @@ def edges_in_one_tile(geometry: ConvGeometry, tiles: Tiles) -> bool:
 
 def lag_tiles(geometry: ConvGeometry, blocks: Blocks, maps: int) -> Tiles:
     """As few as hold a map, and more where a call's `maps` (of all samples and channels) leave multiprocessors idle."""
-    tiles = tiles_of(geometry, power_of_two(ceil_div(three(geometry.size, 1)[2], blocks.columns)))
+    most = blocks.columns if three(geometry.stride, 1)[2] == 1 else blocks.strided_columns
+    tiles = tiles_of(geometry, power_of_two(ceil_div(three(geometry.size, 1)[2], most)))
     while 2 * maps * tiles.count <= FEW_PROGRAMS * blocks.threads:
         narrower = tiles_of(geometry, 2 * tiles.count)
         if narrower.width < NARROWEST or not edges_in_one_tile(geometry, narrower):
@@ -122,18 +135,42 @@ def lag_tiles(geometry: ConvGeometry, blocks: Blocks, maps: int) -> Tiles:
     return tiles
 
 
-def lags_serve(geometry: ConvGeometry, blocks: Blocks, maps: int) -> bool:
+def rows_serve(geometry: ConvGeometry, most: int) -> bool:
+    """Whether the kernels that go through a map row by row take the convolution, of at most so many taps per dimension."""
     kernel, stride, dilation = three(geometry.kernel, 1), three(geometry.stride, 1), three(geometry.dilation, 1)
     depth, height, width = three(geometry.size, 1)
     return (
         kernel[0] == depth == 1
-        and max(kernel) <= LAG_TAPS
-        and max(height, width) <= LAG_SIZE
+        and max(kernel) <= most
+        and max(height, width) <= ROW_SIZE
         and max(stride[1:]) <= 2
         and all(k == 1 or d == 1 for k, d in zip(kernel, dilation))
         and (geometry.padding_mode == "zeros" or not any(map(any, geometry.padding)))
-        and edges_in_one_tile(geometry, lag_tiles(geometry, blocks, maps))
     )
+
+
+def lags_serve(geometry: ConvGeometry, blocks: Blocks, maps: int) -> bool:
+    return rows_serve(geometry, LAG_TAPS) and edges_in_one_tile(geometry, lag_tiles(geometry, blocks, maps))
+
+
+def direct_serves(geometry: ConvGeometry, filters: int) -> bool:
+    return (
+        rows_serve(geometry, DIRECT_TAPS)
+        and geometry.taps > LAG_TAPS**2
+        and geometry.taps * filters <= DIRECT_PRODUCTS
+        and all(before < k for (before, _), k in zip(geometry.padding, geometry.kernel))
+    )
+
+
+def direct_tiles(geometry: ConvGeometry) -> Tiles:
+    """Of outputs; the last ones may be empty."""
+    width = three(geometry.out, 1)[2]
+    return Tiles(DIRECT_COLUMNS, power_of_two(ceil_div(width, DIRECT_COLUMNS)))
+
+
+def direct_samples(samples: int, blocks: Blocks, tiles: Tiles) -> int:
+    """Samples of one program's tile: for all threads, or at least a warp of 32."""
+    return max(1, 32 // tiles.count, min(blocks.threads // tiles.count, power_of_two(samples)))
 
 
 def conv_path(weight: Tensor, acts: Tensor, geometry: ConvGeometry, variant: str, target: Target) -> str:
@@ -143,8 +180,10 @@ def conv_path(weight: Tensor, acts: Tensor, geometry: ConvGeometry, variant: str
         return "float64 maps"
     if geometry.taps == 1:
         return "norms"
-    if lags_serve(geometry, blocks(target), acts.shape[0] * acts.shape[1]):
+    if lags_serve(geometry, blocks_for(acts, target), acts.shape[0] * acts.shape[1]):
         return "lags"
+    if direct_serves(geometry, weight.shape[0] // geometry.groups):
+        return "direct"
     return "gram" if geometry.taps <= LAG_TAPS**2 else "matrix"
 
 
@@ -187,6 +226,8 @@ def sample_block(path: str, samples: int, channels: int, geometry: ConvGeometry,
     """Samples of a program's tile on one of the paths with features."""
     if path == "matrix":
         return 1
+    if path == "direct":
+        return direct_samples(samples, blocks, direct_tiles(geometry))
     lanes = lag_tiles(geometry, blocks, samples * channels).count if path == "lags" else lanes_of_map(geometry)
     return samples_at_once(samples, lanes, blocks)
 
@@ -227,7 +268,7 @@ def finish_block(before: str, parts: int) -> FinishBlock:
     return FinishBlock(32, 32, 32) if parts > 8 else FinishBlock(128, 8, 8)
 
 
-COLUMN_TILE = 4096  # elements
+COLUMN_TILE = 2048  # elements
 
 
 def column_block(columns: int) -> int:

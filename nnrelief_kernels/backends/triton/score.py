@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...geometry import ConvGeometry
 from .. import result_dtype, row_views
-from . import columns, finish, gram, lags, matrix, norms, plan
+from . import columns, direct, finish, gram, lags, matrix, norms, plan
 from .conv import Call, Launch
 
 
@@ -46,14 +46,14 @@ def conv_launches(
         chunks = plan.chunks(call.samples, 1, plan.ceil_div(call.channels, block), 8 * call.channels)
         sums = acts.new_empty((chunks.count, call.channels), dtype=torch.float64)
     else:
-        block = plan.sample_block(path, call.samples, call.channels, geometry, plan.blocks(target))
+        block = plan.sample_block(path, call.samples, call.channels, geometry, plan.blocks_for(acts, target))
         chunks = plan.chunks(call.samples, block, call.channels, 8 * call.channels * call.filters)
         sums = acts.new_empty((chunks.count, call.channels, call.filters), dtype=torch.float64)
     flags = acts.new_empty((chunks.count, call.channels), dtype=torch.int32)
     if path == "norms":
         yield norms.launch(call, chunks, sums, flags)
     else:
-        kernel = {"lags": lags, "gram": gram, "matrix": matrix}[path]
+        kernel = {"lags": lags, "direct": direct, "gram": gram, "matrix": matrix}[path]
         yield kernel.launch(call, target, chunks, sums, flags)
     yield finish.launch(call, chunks, sums, flags, out, "channel" if path == "norms" else "filter")
 

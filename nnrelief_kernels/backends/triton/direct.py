@@ -1,0 +1,154 @@
+"""Larger 2-d kernels of few filters, as in depthwise layers: each filter's map itself, and its norm.
+
+    || |K_ij| * |x_ni| ||² = sum over outputs (h, w) of y[h, w]²
+    y[h, w] = sum_{a,b} |K_ij[a, b]| |x_ni[t h + a - p, t' w + b - q]|          (t, t': the stride; p, q: the padding)
+
+takes k² multiply-adds per output and filter, where the Gram matrix takes k²(k²+1)/2 per output. A thread owns the outputs of TW
+columns of one map. It keeps the sums of the outputs that the newest row of x is part of, in registers: a row is read once, adds
+to all of them, and what it completes is squared. A program owns a channel and a chunk of samples, and goes through its maps
+once per filter. A float32 sum has at most `height_out` terms, or k².
+
+Range. |K| is divided by a power of two near its peak. What then falls below 2^-126 is lost: at most k² 2^-126 of the map's
+largest pixel, per output. So a norm is trusted whose square is above 2^-80, times the square of that pixel if it is above 1,
+and below 2^100. A program with one that is not, as one with NaN or Inf, raises its flag (see forms.py).
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import plan
+from .conv import Call, Launch, columns, kernel_element, own_place
+from .forms import LARGEST, LEAST, normalised
+
+
+@triton.jit
+def row_part(corner, first, inside, xw, BM: tl.constexpr, START: tl.constexpr, COUNT: tl.constexpr, WIDTH: tl.constexpr):
+    """COUNT tensors [BM]: the pixels |x| from START on of a row whose tiles begin at `corner` and are its columns `first`."""
+    u = START + tl.arange(0, COUNT)
+    column = first[:, None] + u[None, :]  # [BM, COUNT]
+    at = corner[:, None] + u.to(tl.int64)[None, :] * xw
+    x = tl.load(at, inside[:, None] & (column >= 0) & (column < WIDTH), 0.0).to(tl.float32)
+    return columns(tl.abs(x), BM, COUNT)
+
+
+@triton.jit
+def row_of_pixels(
+    corner, first, inside, xw,
+    BM: tl.constexpr, LEFT: tl.constexpr, STEP: tl.constexpr, RIGHT: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """LEFT + STEP + RIGHT tensors [BM], in the widths that can be one load each."""
+    MIDDLE: tl.constexpr = triton.next_power_of_2(STEP)
+    pixels = row_part(corner, first, inside, xw, BM, 0, MIDDLE, WIDTH)[:STEP]
+    if LEFT > 0:
+        BEFORE: tl.constexpr = triton.next_power_of_2(LEFT)
+        pixels = row_part(corner, first, inside, xw, BM, -BEFORE, BEFORE, WIDTH)[BEFORE - LEFT :] + pixels
+    if RIGHT > 0:
+        AFTER: tl.constexpr = triton.next_power_of_2(RIGHT)
+        pixels = pixels + row_part(corner, first, inside, xw, BM, STEP, AFTER, WIDTH)[:RIGHT]
+    return pixels
+
+
+SIZES = ("samples", "chunk", "channels", "height", "height_out", "filters", "per_group", "xn", "xc", "xh", "wj", "wi", "wh",
+         "ww")  # fmt: skip
+
+
+@triton.jit(do_not_specialize=SIZES)
+def direct_kernel(
+    x, weight, sums, flags,
+    samples, chunk, channels, height, height_out, filters, per_group,
+    xn, xc, xh, xw, wj, wi, wh, ww,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADS: tl.constexpr, WIDTH: tl.constexpr, WIDTH_OUT: tl.constexpr,
+    TW: tl.constexpr, TILES: tl.constexpr, ALIGN: tl.constexpr, BN: tl.constexpr, TP: tl.constexpr,
+):  # fmt: skip
+    """sums [chunks, channels, filters] and flags [chunks, channels] from x [samples, channels, height, WIDTH]."""
+    BM: tl.constexpr = BN * TILES
+    TAPS: tl.constexpr = KERNEL[1] * KERNEL[2]
+    OPEN: tl.constexpr = triton.cdiv(KERNEL[1], STRIDE[0])  # rows of outputs that a row of x is part of
+    STEP: tl.constexpr = TW * STRIDE[1]  # columns of x from tile to tile
+    LEFT: tl.constexpr = PADS[1]
+    RIGHT: tl.constexpr = max(0, KERNEL[2] - STRIDE[1] - LEFT)
+    OWN: tl.constexpr = STEP + (RIGHT if TILES * STEP < WIDTH else 0)  # whose columns no other tile begins with
+    FIRST: tl.constexpr = PADS[0] // STRIDE[0]  # row of outputs whose first STRIDE[0] rows of x are not all padding
+    xn, xc, xh = xn.to(tl.int64) * ALIGN, xc.to(tl.int64) * ALIGN, xh.to(tl.int64) * ALIGN
+
+    part, channel = own_place(channels)
+    program = part * channels + channel
+    group = channel.to(tl.int32) // per_group
+    kernels = weight + group.to(tl.int64) * filters * wj + (channel - group * per_group) * wi
+    tile = tl.arange(0, BM) % TILES
+    first = tile * STEP  # [BM]
+    tap = tl.arange(0, TP)
+    at_tap = kernel_element(tap, KERNEL, 0, wh, ww)
+    zero = tl.zeros([BM], tl.float32)
+    bad = tl.full([], 0, tl.int32)
+    for j in range(filters):
+        kernel = kernels + tl.cast(j, tl.int64) * wj
+        _, scale, _, largest = normalised(tl.abs(tl.load(kernel + at_tap, tap < TAPS, 0.0).to(tl.float32)), 0)
+        inverse = (1.0 / scale).to(tl.float32)
+        v = ()
+        for i in tl.static_range(TAPS):
+            at = kernel_element(i, KERNEL, 0, wh, ww)
+            v = v + (tl.abs(tl.load(kernel + at).to(tl.float32)) * inverse,)
+
+        norms = tl.full([], 0.0, tl.float64)
+        for begin in range(part * chunk, tl.minimum(part * chunk + chunk, samples), BN):
+            n = begin + tl.arange(0, BM) // TILES
+            r0 = FIRST * STRIDE[0] - PADS[0]
+            corner = x + channel * xc + n * xn + first.to(tl.int64) * xw + r0 * xh  # [BM]
+            inside = n < samples
+            fetched = row_of_pixels(corner, first, inside & (r0 >= 0) & (r0 < height), xw, BM, LEFT, STEP, RIGHT, WIDTH)
+            y, squares, most = (zero,) * (OPEN * TW), (zero,) * TW, zero
+            for m in range(FIRST, height_out + OPEN - 1):
+                for turn in tl.static_range(STRIDE[0]):
+                    pixels = fetched
+                    corner += xh  # fetched while this row is used
+                    r = m * STRIDE[0] - PADS[0] + turn + 1
+                    fetched = row_of_pixels(corner, first, inside & (r >= 0) & (r < height), xw, BM, LEFT, STEP, RIGHT, WIDTH)
+                    for column in tl.static_range(OWN):
+                        most = tl.maximum(most, pixels[LEFT + column])
+                    updated = ()
+                    for i in tl.static_range(OPEN):  # the i-th row of outputs before the newest
+                        for u in tl.static_range(TW):
+                            total = y[i * TW + u] if turn > 0 else (y[(i - 1) * TW + u] if i > 0 else zero)
+                            if turn + i * STRIDE[0] < KERNEL[1]:
+                                for b in tl.static_range(KERNEL[2]):
+                                    x_b = pixels[u * STRIDE[1] + b]
+                                    total = tl.fma(v[(turn + i * STRIDE[0]) * KERNEL[2] + b], x_b, total)
+                            updated = updated + (total,)
+                    y = updated
+                added = ()
+                for u in tl.static_range(TW):  # before the map's first row, what is complete is no output
+                    done = tl.where(m >= OPEN - 1, y[(OPEN - 1) * TW + u], 0.0)
+                    added = added + (tl.fma(done, done, squares[u]),)
+                squares = added
+
+            q = zero
+            for u in tl.static_range(TW):
+                q += tl.where(tile * TW + u < WIDTH_OUT, squares[u], 0.0)
+            q, most = tl.sum(q.reshape(BN, TILES), 1), tl.max(most.reshape(BN, TILES), 1)  # [BN]
+            least = tl.where(tl.minimum(most, largest) > 0, tl.maximum(most * most, 1.0) * LEAST, 0.0)  # nothing is 0 exactly
+            bad |= tl.max((~((q < LARGEST) & (q >= least))).to(tl.int32), 0)
+            norms += tl.sum(tl.sqrt(q), 0).to(tl.float64)
+        tl.store(sums + program * filters + j, norms * scale)
+    tl.store(flags + program, bad)
+
+
+def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor, flags: Tensor) -> Launch:
+    """sums float64 [chunks, channels, filters], flags int32 [chunks, channels]."""
+    tiles, stride = plan.direct_tiles(call.geometry), plan.three(call.geometry.stride, 1)[1:]
+    strides = {name: call.x_strides[name] for name in ("xn", "xc", "xh")}
+    align = plan.vector(call.acts, (*strides.values(), call.size[2])) if call.x_strides["xw"] == 1 else 1
+    pads = plan.three(call.geometry.padding, (0, 0))[1:]
+    samples = plan.direct_samples(call.samples, plan.blocks(target), tiles)
+    arguments = {
+        "x": call.acts, "weight": call.weight, "sums": sums, "flags": flags,
+        "samples": call.samples, "chunk": chunks.size, "channels": call.channels,
+        "height": call.size[1], "height_out": call.out[1], "filters": call.filters, "per_group": call.per_group,
+        **{name: stride // align for name, stride in strides.items()}, "xw": call.x_strides["xw"],
+        **{name: stride for name, stride in call.weight_strides.items() if name != "wd"},
+        "KERNEL": call.kernel, "STRIDE": stride, "PADS": tuple(before for before, _ in pads),
+        "WIDTH": call.size[2], "WIDTH_OUT": call.out[2], "TW": tiles.width, "TILES": tiles.count, "ALIGN": align, "BN": samples,
+        "TP": plan.power_of_two(call.geometry.taps),
+    }  # fmt: skip
+    return Launch(direct_kernel, chunks.count * call.channels, arguments, max(1, samples * tiles.count // target.warp))
