@@ -23,7 +23,7 @@ SMALL = Experiment("lenet300-100", "mnist", Recipe(((1e-3, 2),)), Recipe(((1e-3,
 
 def small_run(folder, experiment=SMALL, iterations=None):
     run(experiment, enlarged_digits("mnist"), 0, folder, command="a command", weights=Path(), iterations=iterations)
-    return read_run(folder)
+    return read_run(folder, experiment.chosen)
 
 
 def test_all_of_it_in_a_smoke_run(tmp_path, capsys):

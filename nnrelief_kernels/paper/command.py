@@ -132,7 +132,8 @@ def _folder(arguments: argparse.Namespace, name: str, seed: int) -> Path:
 
 
 def _runs(arguments: argparse.Namespace, name: str) -> list[Run]:
-    found = [read_run(_folder(arguments, name, seed)) for seed in arguments.seeds]
+    chosen = _adapted(EXPERIMENTS[name], arguments).chosen
+    found = [read_run(_folder(arguments, name, seed), chosen) for seed in arguments.seeds]
     return [one for one in found if one is not None]
 
 

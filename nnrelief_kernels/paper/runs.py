@@ -119,7 +119,7 @@ class Run:
     steps: list[Step]
     iterations: int
     chosen: int
-    """The iteration that the publication reports."""
+    """The iteration that is reported."""
     command: str
 
     @property
@@ -127,8 +127,8 @@ class Run:
         return len(self.steps) > self.chosen
 
 
-def read_run(folder: Path) -> Run | None:
-    """The run in a folder; None where no pruning has started."""
+def read_run(folder: Path, chosen: int) -> Run | None:
+    """The run in a folder, of which a table reports iteration `chosen`; None where no pruning has started."""
     if not (folder / HISTORY).exists():
         return None
     settings = json.loads((folder / SETTINGS).read_text())
@@ -136,8 +136,7 @@ def read_run(folder: Path) -> Run | None:
     for line in _lines(folder / EPOCHS):
         epochs.setdefault(line.pop("iteration"), []).append(Epoch(**line))
     steps = [Step(i, epochs.get(i.iteration, [])) for i in read_history(folder / HISTORY)]
-    experiment = settings["experiment"]
-    return Run(settings["seed"], steps, experiment["iterations"], experiment["chosen"], settings["command"])
+    return Run(settings["seed"], steps, settings["experiment"]["iterations"], chosen, settings["command"])
 
 
 def _check_settings(folder: Path, experiment: Experiment, seed: int, speed: Speed, command: str, device: str) -> None:
@@ -151,6 +150,7 @@ def _check_settings(folder: Path, experiment: Experiment, seed: int, speed: Spee
     held = json.loads(path.read_text())
     since = {f.name: f.default for f in dataclasses.fields(Experiment) if f.default is not dataclasses.MISSING}
     held["experiment"] = since | held["experiment"]  # settings written before Experiment had a field
+    held["experiment"]["chosen"] = experiment.chosen  # changes what is reported, not the run
     if other := [key for key, value in asked.items() if held.get(key) != value]:
         raise ValueError(f"{folder} holds a run with another {other[0]}: name another folder with --out, or remove it")
 

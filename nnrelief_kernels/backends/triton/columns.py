@@ -1,6 +1,7 @@
 """Column sums sum_n |x_nm|: all that Eq. 1 needs of the activations (the weight factors out), and for "norm_of_mean" and
 "l1" the mean map times the number of samples."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -62,10 +63,11 @@ def launch(acts: Tensor, chunks: plan.Chunks, sums: Tensor) -> Launch:
     columns = acts[0].numel()
     block = plan.column_block(columns)
     blocks = plan.ceil_div(columns, block)
+    registers = 2 if acts.dtype == torch.float64 else 1  # per element
     arguments = {
         "x": acts, "sums": sums, "rows": acts.shape[0], "chunk": chunks.size, "columns": columns, "blocks": blocks,
         **dict(zip(("depth", "height", "width"), acts.shape[2:])), **dict(zip(("xn", "xc", "xd", "xh", "xw"), acts.stride())),
-        "BR": plan.COLUMN_TILE // block, "BC": block,
+        "BR": plan.COLUMN_TILE // block // registers, "BC": block,
     }  # fmt: skip
     return Launch(columns_kernel, chunks.count * blocks, arguments)
 

@@ -268,7 +268,7 @@ def finish_block(before: str, parts: int) -> FinishBlock:
     return FinishBlock(32, 32, 32) if parts > 8 else FinishBlock(128, 8, 8)
 
 
-COLUMN_TILE = 2048  # elements
+COLUMN_TILE = 4096  # elements
 
 
 def column_block(columns: int) -> int:
