@@ -7,6 +7,7 @@ compiled for five chips and must need no spilled register and no more shared mem
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import multiprocessing
 import re
@@ -154,7 +155,7 @@ class Binary:
     shared: int
     cubin: bytes | None
 
-    @property
+    @functools.cached_property
     def code(self) -> Loop:
         """Of an NVIDIA chip's binary."""
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

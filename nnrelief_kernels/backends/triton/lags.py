@@ -114,12 +114,12 @@ def window_sum(
         if u >= FIRST and u < LAST:
             total = tl.fma(base[u], other[u + S], total)
         elif TILES > 1:
-            total = tl.fma(tl.where(first, 0.0, base[u]), other[u + S], total)
+            total += tl.where(first, 0.0, base[u] * other[u + S])
     for u in tl.static_range(first_of(CLASS, RIGHT, STEP), END, STEP):
         if u >= FIRST and u < LAST:
             total = tl.fma(base[u], other[u + S], total)
         elif TILES > 1:
-            total = tl.fma(tl.where(last, 0.0, base[u]), other[u + S], total)
+            total += tl.where(last, 0.0, base[u] * other[u + S])
     if SUM[3] > 0:
         total = tl.where(r >= SUM[2] + SUM[3] * STRIDE[0] + D, total, 0.0)
     if SUM[4] > 0:
