@@ -104,10 +104,10 @@ OURS = {
         "mnist",
         LENET,
         dataclasses.replace(LENET, weight_decay=1e-4),
-        iterations=14,
-        chosen=11,
-        alpha_conv=0.93,
-        alpha_fc=0.93,
+        iterations=12,
+        chosen=9,
+        alpha_conv=0.9,
+        alpha_fc=0.9,
         distillation=0.7,
     )
     for name in ("lenet300-100", "lenet5")

@@ -63,11 +63,11 @@ def launch(acts: Tensor, chunks: plan.Chunks, sums: Tensor) -> Launch:
     columns = acts[0].numel()
     block = plan.column_block(columns)
     blocks = plan.ceil_div(columns, block)
-    registers = 2 if acts.dtype == torch.float64 else 1  # per element
+    smaller = acts.dtype == torch.float64 or plan.triton_version() < (3, 8)  # what would spill
     arguments = {
         "x": acts, "sums": sums, "rows": acts.shape[0], "chunk": chunks.size, "columns": columns, "blocks": blocks,
         **dict(zip(("depth", "height", "width"), acts.shape[2:])), **dict(zip(("xn", "xc", "xd", "xh", "xw"), acts.stride())),
-        "BR": plan.COLUMN_TILE // block // registers, "BC": block,
+        "BR": plan.COLUMN_TILE // block // (2 if smaller else 1), "BC": block,
     }  # fmt: skip
     return Launch(columns_kernel, chunks.count * blocks, arguments)
 

@@ -63,13 +63,18 @@ def direct_kernel(
 ):  # fmt: skip
     """sums [chunks, channels, filters] and flags [chunks, channels] from x [samples, channels, height, WIDTH]."""
     BM: tl.constexpr = BN * TILES
-    TAPS: tl.constexpr = KERNEL[1] * KERNEL[2]
-    OPEN: tl.constexpr = triton.cdiv(KERNEL[1], STRIDE[0])  # rows of outputs that a row of x is part of
-    STEP: tl.constexpr = TW * STRIDE[1]  # columns of x from tile to tile
+    KH: tl.constexpr = KERNEL[1]
+    KW: tl.constexpr = KERNEL[2]
+    SH: tl.constexpr = STRIDE[0]
+    SW: tl.constexpr = STRIDE[1]
+    TOP: tl.constexpr = PADS[0]
     LEFT: tl.constexpr = PADS[1]
-    RIGHT: tl.constexpr = max(0, KERNEL[2] - STRIDE[1] - LEFT)
+    TAPS: tl.constexpr = KH * KW
+    OPEN: tl.constexpr = triton.cdiv(KH, SH)  # rows of outputs that a row of x is part of
+    STEP: tl.constexpr = TW * SW  # columns of x from tile to tile
+    RIGHT: tl.constexpr = max(0, KW - SW - LEFT)
     OWN: tl.constexpr = STEP + (RIGHT if TILES * STEP < WIDTH else 0)  # whose columns no other tile begins with
-    FIRST: tl.constexpr = PADS[0] // STRIDE[0]  # row of outputs whose first STRIDE[0] rows of x are not all padding
+    FIRST: tl.constexpr = TOP // SH  # row of outputs whose first SH rows of x are not all padding
     xn, xc, xh = xn.to(tl.int64) * ALIGN, xc.to(tl.int64) * ALIGN, xh.to(tl.int64) * ALIGN
 
     part, channel = own_place(channels)
@@ -94,16 +99,16 @@ def direct_kernel(
         norms = tl.full([], 0.0, tl.float64)
         for begin in range(part * chunk, tl.minimum(part * chunk + chunk, samples), BN):
             n = begin + tl.arange(0, BM) // TILES
-            r0 = FIRST * STRIDE[0] - PADS[0]
+            r0 = FIRST * SH - TOP
             corner = x + channel * xc + n * xn + first.to(tl.int64) * xw + r0 * xh  # [BM]
             inside = n < samples
             fetched = row_of_pixels(corner, first, inside & (r0 >= 0) & (r0 < height), xw, BM, LEFT, STEP, RIGHT, WIDTH)
             y, squares, most = (zero,) * (OPEN * TW), (zero,) * TW, zero
             for m in range(FIRST, height_out + OPEN - 1):
-                for turn in tl.static_range(STRIDE[0]):
+                for turn in tl.static_range(SH):
                     pixels = fetched
                     corner += xh  # fetched while this row is used
-                    r = m * STRIDE[0] - PADS[0] + turn + 1
+                    r = m * SH - TOP + turn + 1
                     fetched = row_of_pixels(corner, first, inside & (r >= 0) & (r < height), xw, BM, LEFT, STEP, RIGHT, WIDTH)
                     for column in tl.static_range(OWN):
                         most = tl.maximum(most, pixels[LEFT + column])
@@ -111,10 +116,10 @@ def direct_kernel(
                     for i in tl.static_range(OPEN):  # the i-th row of outputs before the newest
                         for u in tl.static_range(TW):
                             total = y[i * TW + u] if turn > 0 else (y[(i - 1) * TW + u] if i > 0 else zero)
-                            if turn + i * STRIDE[0] < KERNEL[1]:
-                                for b in tl.static_range(KERNEL[2]):
-                                    x_b = pixels[u * STRIDE[1] + b]
-                                    total = tl.fma(v[(turn + i * STRIDE[0]) * KERNEL[2] + b], x_b, total)
+                            if turn + i * SH < KH:
+                                for b in tl.static_range(KW):
+                                    x_b = pixels[u * SW + b]
+                                    total = tl.fma(v[(turn + i * SH) * KW + b], x_b, total)
                             updated = updated + (total,)
                     y = updated
                 added = ()

@@ -43,7 +43,7 @@ class Blocks:
 
     threads: int  # of a program of lags.py and gram.py; each holds one map, or one tile of it
     columns: int  # of a tile of lags.py: a thread keeps three rows of it
-    strided_columns: int  # the same at stride 2
+    strided_columns: int  # the same at stride 2, which has more sums
     filters: int  # of one step of phase 2, where all threads take part
     wide_filters: int  # the same for lags.py's tiles of more than 16 columns
     outputs: int  # of one step of matrix.py with 64 rows of kernel elements
@@ -58,8 +58,7 @@ def blocks(target: Target) -> Blocks:
         return Blocks(threads=64, columns=16, strided_columns=8, filters=8, wide_filters=8, outputs=32, precision="tf32x3")
     if target.arch == 90 and triton_version() >= (3, 8):  # older ones would spill
         return Blocks(threads=128, columns=32, strided_columns=32, filters=8, wide_filters=16, outputs=32, precision="tf32x3")
-    # at stride 2, tiles of 16 columns would spill
-    return Blocks(threads=128, columns=16, strided_columns=14, filters=8, wide_filters=8, outputs=16, precision="tf32x3")
+    return Blocks(threads=128, columns=16, strided_columns=8, filters=8, wide_filters=8, outputs=16, precision="tf32x3")
 
 
 def blocks_for(acts: Tensor, target: Target) -> Blocks:
