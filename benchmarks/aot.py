@@ -158,10 +158,7 @@ class Binary:
     @functools.cached_property
     def code(self) -> Loop:
         """Of an NVIDIA chip's binary."""
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(self.cubin or b"")
-            file.flush()
-            return loops(instructions(tool("nvdisasm", "-c", file.name)))
+        return loops(instructions(inspected("nvdisasm", "-c", self.cubin or b"")))
 
 
 def made_by_triton(launch: Launch, target: plan.Target) -> Any:
@@ -174,10 +171,7 @@ def compiled(launch: Launch, target: plan.Target) -> Binary:
     if target.backend == "hip":
         found = {k: int(v) for k, v in re.findall(r"\.(\w+_count):\s+(\d+)", made.asm["amdgcn"])}
         return Binary(found["vgpr_count"], found["vgpr_spill_count"], made.metadata.shared, None)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(made.asm["cubin"])
-        file.flush()
-        usage = tool("cuobjdump", "-res-usage", file.name)
+    usage = inspected("cuobjdump", "-res-usage", made.asm["cubin"])
     registers, stack = (int(re.findall(rf"{key}:(\d+)", usage)[0]) for key in ("REG", "STACK"))
     spills = _spilled(made.asm["ptx"], target.arch) if stack else 0  # a stack may also be a called function's frame
     return Binary(registers, spills, made.metadata.shared, made.asm["cubin"])
@@ -194,6 +188,14 @@ def _spilled(ptx: str, arch: int | str) -> int:
         command = [str(TOOLS / assembler), "-v", f"--gpu-name=sm_{arch}{suffix}", file.name, "-o", "/dev/null"]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return sum(int(bytes_) for bytes_ in re.findall(r"(\d+) bytes spill", usage))
+
+
+def inspected(name: str, option: str, cubin: bytes) -> str:
+    """What such a tool prints of a binary."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return tool(name, option, file.name)
 
 
 def tool(name: str, *arguments: str, folder: str | None = None) -> str:
