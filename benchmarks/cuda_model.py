@@ -40,87 +40,97 @@ class Call:
 
 
 def streamed_rows(c: Conv) -> tuple[int, int, Counter[int]]:
-    """Of a map in csrc/lags_cuda.cu: turns of the loop over K rows, rows outside it, and how often the sums of each row
-    distance end."""
-    k, height, top, high = c.kernel[2], c.size[1], c.before[1], c.out[1]
+    """Of a map in csrc/lags_cuda.cu with stride 1: turns of the loop over three rows, rows outside it, and how often the sums
+    of each row distance end."""
+    k, top, high = 3, c.before[1], c.out[1]
     turns, edges, ends = 0, 0, Counter[int]()
-    r = 0
-    while r < height:
-        until = min(high - top - 1, height - 1, r - r % 128 + 127)
-        while r >= k - 1 - top and r + k <= until:
+    r, end = top, top + c.size[1]
+    while r < end:
+        while r >= k - 1 and r + k <= min(high - 1, end - 1, r // 128 * 128 + 127):
             turns, r = turns + 1, r + k
         for d in range(k):
-            last = r < k - 1 - top or r - d + 1 >= high - top or r == height - 1 or r % 128 == 127
-            ends[d] += r >= d and last
+            ends[d] += r < k - 1 or r - d >= high - 1 or r == end - 1 or r % 128 == 127
         edges, r = edges + 1, r + 1
     return turns, edges, ends
 
 
-def products(k: int) -> int:
-    """Lags of a k x k kernel."""
-    return ((2 * k - 1) ** 2 + 1) // 2
+def loop_of(kernel: Kernel, multiply_adds: int) -> Loop:
+    found = [x for x in kernel.whole.in_order() if kernel.count(x, "FFMA") == multiply_adds]
+    return only(f"{multiply_adds} multiply-adds", found)
 
 
-def row_loop(kernel: Kernel, k: int, columns: int) -> Loop:
-    """The loop over K rows of a lags kernel: a multiply-add for every lag, row and column."""
-    wanted = products(k) * k * columns
-    return only(f"{wanted} multiply-adds", [x for x in kernel.whole.in_order() if kernel.count(x, "FFMA") == wanted])
+def row_loop(kernel: Kernel, stride: int, columns: int) -> Loop:
+    """Of a lags kernel: three rows with stride 1; two with stride 2, where sums may end among them."""
+    outputs = columns // stride
+    return loop_of(kernel, 3 * (13 * outputs + 14) if stride == 1 else 34 * outputs + 5 + 6)
 
 
 def lags(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
-    k, columns = c.kernel[2], p.columns
-    samples = 32 if k == 3 else 16
-    lanes = THREADS // samples
-    while lanes * columns < c.size[2]:
-        lanes *= 2
-    piece = next(piece for piece in (columns, 2, 1) if c.size[2] % piece == 0)
-    kernel = named(found, f"4lagsI{TYPES[c.acts_type]}Li{k}ELi{columns}ELi{piece}E")
-    inner = row_loop(kernel, k, columns)
+    stride = c.stride[2]
+    kernel = named(found, f"4lagsI{TYPES[c.acts_type]}Li{stride}ELi{p.columns}ELNS_7ReadingE{p.reading}E")
+    inner, turn = row_loop(kernel, stride, p.columns), int(math.log2(p.lanes))
     nest = kernel.around(inner)
     if len(nest) != 5:
         raise Unclear(f"{len(nest)} loops around the rows of lags")
-    row = nest[3]
-
-    ending = [loop for loop in row.inside if loop is not inner]
-    if len(ending) != 2 * k or any(kernel.count(loop, "SHFL") == 0 for loop in ending[::2]):
+    rows = nest[3]
+    ending = [loop for loop in rows.inside if loop is not inner]
+    if any(kernel.count(loop, "SHFL") == 0 for loop in ending) or len(ending) != (3 if stride == 1 else 5):
         raise Unclear("the sums of lags")
-    begin, sums = ending[0].first, []
-    for d, (shuffles, heads) in enumerate(zip(ending[::2], ending[1::2])):
-        fours = lanes // 4
-        total = int(math.log2(fours)) * kernel.way(shuffles) + ceil_div(k - d, fours) * kernel.way(heads)
-        sums.append(total + kernel.way(row, begin, heads.last))
-        begin = heads.last
+    shuffled = turn * sum(map(kernel.way, ending))
 
-    turns, edges, ends = streamed_rows(c)
-    streamed = turns * kernel.way(inner)
-    an_edge = kernel.way(row, row.first, ending[0].first) + kernel.way(row, begin, row.last)
-    a_map = streamed + edges * an_edge + sum(n * sums[d] for d, n in ends.items())
-    queued = maps_call(found, kernel, c, p, samples, lanes, a_map)
-    return Call(queued, kernel.way(inner) / (k * columns))
+    if stride == 1:
+        never = {loop.first for loop in ending}
+        an_edge = kernel.way(rows, never=never)
+        sums = [turn * kernel.way(loop) + kernel.way(rows, never=never - {loop.first}) - an_edge for loop in ending]
+        turns, edges, ends = streamed_rows(c)
+        a_map = turns * kernel.way(inner) + edges * an_edge + sum(n * sums[d] for d, n in ends.items())
+        return Call(maps_call(found, kernel, c, p, a_map), kernel.way(inner) / (3 * p.outputs))
 
-
-def maps_call(
-    found: dict[str, Kernel], kernel: Kernel, c: Conv, p: Plan, samples: int, lanes: int, a_map: float
-) -> list[Queued]:
-    """The launches of a call whose blocks have `THREADS` / `lanes` maps at once (csrc/lanes.h)."""
-    group = kernel.whole.inside[-1]
-    clears, maps, most = group.inside[:2], group.inside[2], group.inside[3]
-    if kernel.count(clears[1], "STS") == 0 or kernel.count(most, "ATOMS") == 0:
-        raise Unclear("the loops of a group of samples")
-    taps = math.prod(c.kernel)
-    features = taps * (taps + 1) // 2 * samples // THREADS
-    rounds = ceil_div(min(samples, p.part_samples) * lanes, THREADS)
-    a_group = (
-        kernel.way(group)
-        + ceil_div(features, kernel.count(clears[1], "STS")) * kernel.way(clears[1])
-        + ceil_div(features, kernel.count(most, "ATOMS")) * kernel.way(most)
-        + rounds * (kernel.way(maps) + a_map)
-        + phase_2(kernel, group, c, p, samples)
+    top = c.before[1]
+    last = min(top + c.size[1] - 1, 2 * c.out[1])
+    first = top + 1 - top % 2  # an even row before it is left out: no layer has one
+    turns, chunks = ceil_div(last - first + 1, 2), ceil_div(last - first + 1, 128)
+    ends_inside = inner.inside[0]
+    pair = kernel.way(inner, never={ends_inside.first})
+    reaches = last == 2 * c.out[1]
+    a_map = (
+        turns * pair
+        + chunks * (kernel.way(rows) + shuffled)
+        + reaches * (kernel.way(inner) - pair + turn * kernel.way(ends_inside))
     )
-    groups = ceil_div(p.part_samples, samples)
-    count, phase_1 = kernel.way(kernel.whole) + groups * a_group, groups * rounds * (kernel.way(maps) + a_map)
+    return Call(maps_call(found, kernel, c, p, a_map), pair / (2 * stride * p.outputs))
+
+
+def maps_call(found: dict[str, Kernel], kernel: Kernel, c: Conv, p: Plan, a_map: float) -> list[Queued]:
+    """The launches of a call whose blocks have `THREADS` / lanes maps at once (csrc/lanes.h)."""
+    group = kernel.whole.inside[-1]
+    maps = group.inside[2]
+    start = kernel.places(maps, "FFMA")  # of a map whose first row is even
+    a_round = kernel.way(maps, never=start[:1]) + a_map
+    rounds = ceil_div(min(p.samples, p.part_samples) * p.lanes, THREADS)
+    groups = ceil_div(p.part_samples, p.samples)
+    a_group = rounds * a_round + group_of_samples(kernel, group, c, p)
+    count, phase_1 = kernel.way(kernel.whole) + groups * a_group, groups * rounds * a_round
     first = Queued(p.parts * c.channels, count, phase_1, c.samples * c.acts_n * ITEM[c.acts_type] + sum_bytes(c, p))
     return [first, finish(found, c, p)]
+
+
+def group_of_samples(kernel: Kernel, group: Loop, c: Conv, p: Plan) -> float:
+    """What a group of samples takes beside its maps: zeros before them, what to trust behind them, phase 2."""
+    taps = math.prod(c.kernel)
+    features = 4 * (ceil_div(taps * (taps + 1) // 2, 4) | 1)
+    clear, small, _, judge = group.inside[:4]
+    if kernel.count(clear, "STS") == 0 or len(judge.inside) != 1 or kernel.count(judge.inside[0], "LDS") != 1:
+        raise Unclear("the loops of a group of samples")
+    total: float = (
+        kernel.way(group)
+        + ceil_div(features * p.samples, kernel.count(clear, "STS") * THREADS) * kernel.way(clear)
+        + kernel.way(small)
+        + kernel.way(judge)
+        + taps * kernel.way(judge.inside[0])
+        + phase_2(kernel, group, c, p)
+    )
+    return total
 
 
 def windows(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
@@ -145,16 +155,17 @@ def windows(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
         + flushes * (kernel.way(rows) - on + sharing)
         + chunks * high * kernel.way(outputs)
     )
-    return Call(maps_call(found, kernel, c, p, 32, p.lanes, a_map), kernel.way(outputs))
+    return Call(maps_call(found, kernel, c, p, a_map), kernel.way(outputs))
 
 
 def gram(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
     if p.lanes:
         return windows(found, c, p)
     near = c.kernel[2] == p.block and c.dilation[2] == 1
-    kernel = named(found, f"4gramI{TYPES[c.acts_type]}Li{p.block}ELb{near:d}E")
+    stride = c.stride[2] if near and c.stride[2] <= 2 else 0
+    kernel = named(found, f"4gramI{TYPES[c.acts_type]}Li{p.block}ELb{near:d}ELi{stride}E")
     wanted, groups = p.block**2, ceil_div(math.prod(c.kernel), p.block)
-    products = only(f"{wanted} multiply-adds", [x for x in kernel.whole.in_order() if kernel.count(x, "FFMA") == wanted])
+    products = loop_of(kernel, wanted)
     nest = kernel.around(products)
     if len(nest) != 7 or products.inside:
         raise Unclear(f"{len(nest)} loops around the products of gram")
@@ -167,22 +178,33 @@ def gram(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
     element = stage.inside[0]
     load = kernel.places(element, "LDG") + kernel.places(element, "STS")
     staging = turns[0] * (kernel.way(stage, through=[element.first]) + turns[1] * kernel.way(element, through=load))
-    tiles = [math.prod(extent) for extent in boxes(c, p)]
-    outputs = sum(ceil_div(size, p.slots) for size in tiles)
+    tiles = [(math.prod(extent), extent[2]) for extent in boxes(c, p)]
+    run = {0: 1, 1: 7 if p.block == 7 else 8, 2: 16}[stride]  # run_of in csrc/conv_cuda.h
+    runs = sum(ceil_div(size // wide * (wide // run), p.slots) for size, wide in tiles) if stride else 0
+    rest = sum(ceil_div(size // wide * (wide % run if stride else wide), p.slots) for size, wide in tiles)
+    a_run = kernel.way(loop_of(kernel, run_products(p.block, stride, run))) if stride else 0
     a_place = (
         kernel.way(places)
         + int(math.log2(p.slots)) * kernel.way(shuffles)
         + c.out[0] // p.box[0] * (kernel.way(depth) + ceil_div(c.out[1], p.box[1]) * kernel.way(rows))
         + len(tiles) * (kernel.way(tile) + staging)
-        + outputs * kernel.way(products)
+        + runs * a_run
+        + rest * kernel.way(products)
     )
     steps, at_once = ceil_div(p.part_samples, p.samples), ceil_div(p.samples, p.staged)
-    a_group = kernel.way(group) + at_once * a_place + phase_2(kernel, group, c, p, p.samples)
+    a_group = at_once * a_place + group_of_samples(kernel, group, c, p)
     count = kernel.way(kernel.whole) + steps * a_group
     first = Queued(
         p.parts * c.channels, count, steps * at_once * a_place, c.samples * c.acts_n * ITEM[c.acts_type] + sum_bytes(c, p)
     )
-    return Call([first, finish(found, c, p)], groups * (groups + 1) // 2 * kernel.way(products))
+    an_output = (runs * run * a_run / run + rest * kernel.way(products)) / (runs * run + rest)
+    return Call([first, finish(found, c, p)], groups * (groups + 1) // 2 * an_output)
+
+
+def run_products(k: int, stride: int, run: int) -> int:
+    """Multiply-adds of two rows of taps for a run of outputs (csrc/runs.h)."""
+    each = [sum(run + (k - 1 - shift - first) // stride for first in range(min(stride, k - shift))) for shift in range(k)]
+    return 2 * sum(each) - each[0]
 
 
 def boxes(c: Conv, p: Plan) -> list[tuple[int, ...]]:
@@ -191,15 +213,16 @@ def boxes(c: Conv, p: Plan) -> list[tuple[int, ...]]:
     return list(itertools.product(*cuts))
 
 
-def phase_2(kernel: Kernel, group: Loop, c: Conv, p: Plan, samples: int) -> float:
+def phase_2(kernel: Kernel, group: Loop, c: Conv, p: Plan) -> float:
     """Of a block's samples (add_norms in csrc/forms.h), on average over its warps: not all load kernels and add up sums."""
-    taps, step, each = math.prod(c.kernel), p.filters, 1 if c.filters <= FEW else PER_THREAD
+    taps, samples, step, each = math.prod(c.kernel), p.samples, p.filters, 1 if c.filters <= FEW else PER_THREAD
     slots = THREADS * each // step
     filters = only("filters", [loop for loop in group.inside if len(loop.inside) == 3 + 1 + each])
     loads, (forms, *sums) = filters.inside[:3], filters.inside[3:]  # of kernels, by dtype
     if len(sums) != each or (taps == 9) != (kernel.count(forms, "FFMA") >= 2 * each * 45):
         raise Unclear("the loops of phase 2")
-    a_form = kernel.way(forms)
+    careful = kernel.places(forms, "FSETP.GE") if each > 1 else ()  # where something small may be lost
+    a_form = kernel.way(forms, never=careful)
     if taps != 9:
         row = only("rows of a form", forms.inside)
         element = only("elements of a row", row.inside)
@@ -226,7 +249,7 @@ def finish(found: dict[str, Kernel], c: Conv, p: Plan) -> Queued:
 def norms(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
     pixels = math.prod(c.size)
     even = c.size[1] == 1 or c.acts_x[1] == c.size[2] * c.acts_x[2]
-    piece = 4 if even and c.acts_x[2] == 1 and pixels % 4 == 0 else 1
+    piece, lanes = p.columns, p.lanes
     kernel = named(found, f"5normsI{TYPES[c.acts_type]}Li{piece}E")
     samples = only("samples", kernel.whole.inside)
     *several, shuffles = samples.inside
@@ -235,7 +258,6 @@ def norms(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
         raise Unclear("the loops of norms")
     rest, joined, strided = several.pop(single[0]), several.pop(single[0] - 1), several[0]
     loads = ceil_div(pixels, piece)
-    lanes = min(32, 1 << (ceil_div(loads, 8) - 1).bit_length())
     if even:
         never = {*kernel.places(samples, "LDG")}
         inner = loads // (4 * lanes) * kernel.way(joined)

@@ -34,7 +34,7 @@ class Plan(ctypes.Structure):
 
     _fields_ = [
         ("path", ctypes.c_int), ("samples", ctypes.c_int64), ("box", ctypes.c_int64 * 3), ("extent", ctypes.c_int64 * 3),
-        *((name, ctypes.c_int64) for name in ("staged", "block", "slots", "columns", "lanes", "filters")),
+        *((name, ctypes.c_int64) for name in ("staged", "block", "slots", "columns", "outputs", "reading", "lanes", "filters")),
         ("parts", ctypes.c_int64), ("part_samples", ctypes.c_int64),
     ]  # fmt: skip
 

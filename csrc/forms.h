@@ -1,13 +1,13 @@
 // Phase 2, device code: from the features of a block's samples to the sums of their norms. The squared norm of a
 // feature map is a quadratic form, || |K_ij| * |x_ni| ||² = v'G v with v = vec|K_ij|; G's triangle lies in shared
-// memory, doubled off the diagonal, two samples to one load, and serves kPerThread filters of a thread.
+// memory, doubled off the diagonal, four features to one load, and serves kPerThread filters of a thread.
 //
 // Range. v is divided by the power of two at or below its peak; G is as it came, since |x| is read once. What float32
 // may have lost is found afterwards. Squares of |x| >= 2^-30 and their products with squares of v >= 2^-25 of its peak
 // are normal numbers. Where a map or a kernel holds something smaller, what vanished is below 2^-100, so a norm is
 // trusted whose square is above 2^-80 (times the largest feature, if that is above 1). Features must stay below 2^100.
-// A block with a norm that fails, as one with NaN or Inf does, raises its flag, and finish_cuda.cu scores its maps in
-// float64.
+// A block with a norm that fails, or with a map that holds NaN or Inf, raises its flag, and finish_cuda.cu scores its
+// maps in float64.
 #pragma once
 
 #include "magnitude.h"
@@ -23,9 +23,8 @@ enum class Trust : unsigned char { any, floor, least };
 
 // Shared memory of a block that holds the features of `samples` samples, a multiple of 2.
 struct Features {
-  int taps, count, samples;
-  float* g;         // [count][samples]
-  uint32_t* most;   // [samples], bits of the largest feature
+  int taps, samples, row;
+  float* g;         // [samples][row], zeros behind a sample's last feature
   uint32_t* small;  // [samples], whether a map holds 0 < |x| < 2^-30
   float* least;     // [samples], the least square to trust
   float* floor;     // [samples], the same where the map holds something small, else 0
@@ -38,10 +37,9 @@ struct Features {
   char* behind;
 
   HOST_DEVICE Features(int taps, int samples, int step, char* memory)
-      : taps(taps), count(taps * (taps + 1) / 2), samples(samples), step(step) {
+      : taps(taps), samples(samples), row(row_of(taps * (taps + 1) / 2)), step(step) {
     g = reinterpret_cast<float*>(memory);
-    most = reinterpret_cast<uint32_t*>(g + count * samples);
-    small = most + samples;
+    small = reinterpret_cast<uint32_t*>(g + row * samples);
     least = reinterpret_cast<float*>(small + samples);
     floor = least + samples;
     sums = floor + samples;
@@ -52,24 +50,36 @@ struct Features {
     behind = reinterpret_cast<char*>(trust + step);  // a multiple of 8
   }
 
+  // Whole loads of four, an odd number of them: neighbouring samples meet eight different groups of banks.
+  HOST_DEVICE static int row_of(int features) { return 4 * ((features + 3) / 4 | 1); }
   HOST_DEVICE static int pair(int taps, int a, int b) { return a * taps - a * (a - 1) / 2 + b - a; }
 
   __device__ void start(const Conv& c) const {
     for (int t = threadIdx.x; t < taps; t += kThreads) tap[t] = Place(t, c.kernel).offset(c.weight_x);
   }
   __device__ void clear() const {
-    for (int i = threadIdx.x; i < samples; i += kThreads) most[i] = small[i] = 0;
+    for (int i = threadIdx.x; i < samples * row / 4; i += kThreads) reinterpret_cast<Vector<float, 4>*>(g)[i] = {};
+    for (int i = threadIdx.x; i < samples; i += kThreads) small[i] = 0;
   }
-  // Once all features are there: what to trust. True where one is out of range.
+  // Once all features are there: what to trust. True where one is out of range. Products of two taps are at most the
+  // larger of their squares, and stand here doubled.
   __device__ bool judge() const {
     bool bad = false;
     for (int i = threadIdx.x; i < samples; i += kThreads) {
-      const float largest = __uint_as_float(most[i]);
+      uint32_t most = 0;
+#pragma unroll 1
+      for (int a = 0, at = i * row; a < taps; at += taps - a, ++a) most = higher(g[at], most);
+      const float largest = 2 * __uint_as_float(most);
       bad = bad || !(largest < kLargest);
       least[i] = kLeast * (largest > 1 ? largest : 1);
       floor[i] = small[i] ? least[i] : 0;
     }
     return bad;
+  }
+  // The running greatest of the bits of x >= 0, or NaN.
+  __device__ static uint32_t higher(float x, uint32_t most) {
+    const uint32_t bits = __float_as_uint(x);
+    return bits > most ? bits : most;
   }
 };
 
@@ -121,8 +131,8 @@ __device__ __forceinline__ void load_kernels(const Conv& c, const Features& f, i
 template <int TAPS, int J>
 __device__ __forceinline__ bool add_norms(const Conv& c, const Features& f, int64_t weight, bool again, double* sums) {
   const int lanes = f.step / J, lane = threadIdx.x % lanes, slot = threadIdx.x / lanes;
-  const int slots = kThreads / lanes, step = f.step, pairs = (TAPS > 0 ? kSamples : f.samples) / 2;
-  const float2* g = reinterpret_cast<const float2*>(f.g);
+  const int slots = kThreads / lanes, step = f.step;
+  constexpr int N = 2;  // samples at once
   bool good = true;
   for (int first = 0; first < static_cast<int>(c.filters); first += step) {
     if (!again || c.filters > step) {  // else those of the samples before are there
@@ -140,49 +150,74 @@ __device__ __forceinline__ bool add_norms(const Conv& c, const Features& f, int6
 #pragma unroll
       for (int t = 0; t < TAPS; ++t) v[i][t] = f.kernels[t * step + i * lanes + lane];
 
+    float hard[J], soft[J];  // whether a square is trusted above the least, or above the floor
+    bool any_hard = false;
+#pragma unroll
+    for (int i = 0; i < J; ++i) {
+      const Trust trust = f.trust[i * lanes + lane];
+      hard[i] = trust == Trust::least;
+      soft[i] = trust == Trust::floor;
+      any_hard = any_hard || trust == Trust::least;
+    }
+
     float sum[J] = {};
 #pragma unroll 1
-    for (int n = slot; n < pairs; n += slots) {
-      float2 q[J] = {};
-      const auto add = [](float2 x, float y, float2& z) {
-        z.x += x.x * y;
-        z.y += x.y * y;
-      };
+    for (int n = N * slot; n < f.samples; n += N * slots) {
+      const float* x = f.g + n * f.row;
+      float q[N][J] = {};
       if constexpr (TAPS > 0) {
+        Vector<float, 4> four[N];
 #pragma unroll
         for (int a = 0; a < TAPS; ++a) {
-          float2 row[J] = {};
+          float row[N][J] = {};
 #pragma unroll
           for (int b = a; b < TAPS; ++b) {
-            const float2 x = g[Features::pair(TAPS, a, b) * pairs + n];
+            const int pair = Features::pair(TAPS, a, b);
 #pragma unroll
-            for (int i = 0; i < J; ++i) add(x, v[i][b], row[i]);
+            for (int k = 0; k < N; ++k) {
+              if (pair % 4 == 0) four[k] = reinterpret_cast<const Vector<float, 4>*>(x + k * f.row)[pair / 4];
+#pragma unroll
+              for (int i = 0; i < J; ++i) row[k][i] += four[k].x[pair % 4] * v[i][b];
+            }
           }
 #pragma unroll
-          for (int i = 0; i < J; ++i) add(row[i], v[i][a], q[i]);
-          __syncwarp();  // else the compiler loads so far ahead that registers spill; all lanes take as many turns
+          for (int k = 0; k < N; ++k)
+#pragma unroll
+            for (int i = 0; i < J; ++i) q[k][i] += row[k][i] * v[i][a];
+          // else the compiler loads so far ahead that registers spill; all lanes take as many turns, since there are
+          // samples for every slot (plan_cuda.cpp: kSamples)
+          __syncwarp();
         }
       } else {
-        const float2* x = g + n;
 #pragma unroll 1
         for (int a = 0; a < f.taps; ++a) {
-          float2 row[J] = {};
+          float row[N][J] = {};
 #pragma unroll 1
-          for (int b = a; b < f.taps; ++b, x += pairs) {
+          for (int b = a; b < f.taps; ++b, ++x) {
 #pragma unroll
-            for (int i = 0; i < J; ++i) add(*x, f.kernels[b * step + i * lanes + lane], row[i]);
+            for (int i = 0; i < J; ++i) {
+              const float w = f.kernels[b * step + i * lanes + lane];
+#pragma unroll
+              for (int k = 0; k < N; ++k) row[k][i] += x[k * f.row] * w;
+            }
           }
 #pragma unroll
-          for (int i = 0; i < J; ++i) add(row[i], f.kernels[a * step + i * lanes + lane], q[i]);
+          for (int i = 0; i < J; ++i) {
+            const float w = f.kernels[a * step + i * lanes + lane];
+#pragma unroll
+            for (int k = 0; k < N; ++k) q[k][i] += row[k][i] * w;
+          }
         }
       }
 #pragma unroll
-      for (int i = 0; i < J; ++i) {
-        const Trust trust = f.trust[i * lanes + lane];
-        float2 low = {};
-        if (trust != Trust::any) low = reinterpret_cast<const float2*>(trust == Trust::least ? f.least : f.floor)[n];
-        good = good && q[i].x >= low.x && q[i].y >= low.y;
-        sum[i] += root(q[i].x) + root(q[i].y);
+      for (int k = 0; k < N; ++k) {
+        const float floor = f.floor[n + k];
+        if (any_hard || floor > 0) {
+#pragma unroll
+          for (int i = 0; i < J; ++i) good &= q[k][i] >= hard[i] * f.least[n + k] + soft[i] * floor;
+        }
+#pragma unroll
+        for (int i = 0; i < J; ++i) sum[i] += root(q[k][i]);
       }
     }
     if (slots > 1) {

@@ -1,7 +1,9 @@
 // Phase 1 of any convolution: a tile of |x|, padding included, in shared memory, and G_ab = sum over outputs of x under
 // tap a times x under tap b from there. A thread owns BLOCK taps against as many, for every slots-th output of a map,
-// whose sums stay in its registers; those of a tile are added to those of the tiles before.
+// whose sums stay in its registers; those of a tile are added to those of the tiles before. Where BLOCK taps are a row
+// of the kernel, and outputs that follow each other meet pixels one or two apart, it takes them in runs (runs.h).
 #include "forms.h"
+#include "runs.h"
 
 namespace nnrelief {
 namespace {
@@ -52,8 +54,8 @@ __device__ __forceinline__ void stage(const Conv& c, const CudaPlan& p, const Ti
   }
 }
 
-// What a thread owns: taps a[i] against b[j], where the rows' taps follow each other if NEAR.
-template <int BLOCK, bool NEAR>
+// What a thread owns: taps a[i] against b[j], where the rows' taps follow each other if NEAR. STRIDE: 0 without runs.
+template <int BLOCK, bool NEAR, int STRIDE>
 struct Owned {
   const float *a[NEAR ? 1 : BLOCK], *b[NEAR ? 1 : BLOCK];
   float total[BLOCK * BLOCK];
@@ -61,12 +63,34 @@ struct Owned {
   __device__ __forceinline__ float first(int i, int at) const { return NEAR ? a[0][at + i] : a[NEAR ? 0 : i][at]; }
   __device__ __forceinline__ float second(int j, int at) const { return NEAR ? b[0][at + j] : b[NEAR ? 0 : j][at]; }
 
-  // Adds the products of every slots-th of the tile's `high` x `wide` outputs.
+  // Adds the products of this thread's share of the tile's `high` x `wide` outputs.
   __device__ __forceinline__ void add(const Conv& c, const CudaPlan& p, int slot, int high, int wide) {
-    const int right = c.stride[2], down = c.stride[1] * p.extent[2], slots = p.slots;
+    const int down = c.stride[1] * p.extent[2];
+    float sum[BLOCK][BLOCK] = {};
+    int done = 0;
+    if constexpr (STRIDE > 0) {
+      constexpr int run = run_of(BLOCK, STRIDE), span = kSpan<BLOCK, STRIDE, run>;
+      const int runs = wide / run;
+#pragma unroll 1
+      for (int i = slot; i < high * runs; i += p.slots) {
+        const int at = i / runs * down + i % runs * run * STRIDE;
+        float x[span], y[span];
+#pragma unroll
+        for (int u = 0; u < span; ++u) x[u] = first(u, at), y[u] = second(u, at);
+        add_run<false, BLOCK, STRIDE, run>(x, y, sum);
+      }
+      done = runs * run;
+    }
+    if (done < wide) add_outputs(done * c.stride[2], down, c.stride[2], p.slots, slot, high, wide - done, sum);
+#pragma unroll
+    for (int i = 0; i < BLOCK * BLOCK; ++i) total[i] += sum[i / BLOCK][i % BLOCK];
+  }
+
+  // Every slots-th of `high` x `wide` outputs, the first of which is at `corner`.
+  __device__ __forceinline__ void add_outputs(int corner, int down, int right, int slots, int slot, int high, int wide,
+                                              float (&sum)[BLOCK][BLOCK]) const {
     const int back = down - wide * right, next = slots % wide, step = slots / wide * down + next * right;
-    float sum[BLOCK * BLOCK] = {};
-    int w = slot % wide, at = slot / wide * down + w * right;
+    int w = slot % wide, at = corner + slot / wide * down + w * right;
 #pragma unroll 1
     for (int left = high * wide - slot; left > 0; left -= slots) {
       float x[BLOCK], y[BLOCK];
@@ -75,18 +99,16 @@ struct Owned {
 #pragma unroll
       for (int i = 0; i < BLOCK; ++i)
 #pragma unroll
-        for (int j = 0; j < BLOCK; ++j) sum[i * BLOCK + j] += x[i] * y[j];
+        for (int j = 0; j < BLOCK; ++j) sum[i][j] += x[i] * y[j];
       w += next;
       at += step;
       if (w >= wide) w -= wide, at += back;
     }
-#pragma unroll
-    for (int i = 0; i < BLOCK * BLOCK; ++i) total[i] += sum[i];
   }
 };
 
-template <class S, int BLOCK, bool NEAR>
-__global__ void __launch_bounds__(kThreads, 3) gram(Conv c, CudaPlan p, Partial partial) {
+template <class S, int BLOCK, bool NEAR, int STRIDE>
+__global__ void __launch_bounds__(kThreads, STRIDE == 0 ? 3 : 2) gram(Conv c, CudaPlan p, Partial partial) {
   const int taps = c.taps(), staged = p.staged;
   const Features f(taps, p.samples, p.filters, shared_memory<char>());
   const Tile t(p, taps, f.behind);
@@ -110,7 +132,7 @@ __global__ void __launch_bounds__(kThreads, 3) gram(Conv c, CudaPlan p, Partial 
   const int slots = p.slots, slot = threadIdx.x % slots, unit = threadIdx.x / slots, sample = unit / t.pairs;
   const uchar2 groups = t.groups[unit % t.pairs];
   const float* const x = t.x + (sample < staged ? sample : 0) * p.extent[0] * p.extent[1] * p.extent[2];
-  Owned<BLOCK, NEAR> owned;
+  Owned<BLOCK, NEAR, STRIDE> owned;
 #pragma unroll
   for (int i = 0; i < (NEAR ? 1 : BLOCK); ++i) {
     owned.a[i] = x + t.tap[groups.x * BLOCK + i];
@@ -142,7 +164,6 @@ __global__ void __launch_bounds__(kThreads, 3) gram(Conv c, CudaPlan p, Partial 
 #pragma unroll
         for (int i = 0; i < BLOCK * BLOCK; ++i) owned.total[i] += __shfl_xor_sync(kAll, owned.total[i], offset);
       if (slot == 0 && sample < staged) {
-        uint32_t most = 0;
 #pragma unroll
         for (int i = 0; i < BLOCK; ++i)
 #pragma unroll
@@ -150,10 +171,8 @@ __global__ void __launch_bounds__(kThreads, 3) gram(Conv c, CudaPlan p, Partial 
             const int a = groups.x * BLOCK + i, b = groups.y * BLOCK + j;
             if (a > b || b >= taps) continue;
             const float value = a == b ? owned.total[i * BLOCK + j] : 2 * owned.total[i * BLOCK + j];
-            f.g[Features::pair(taps, a, b) * f.samples + place + sample] = value;
-            most = __float_as_uint(value) > most ? __float_as_uint(value) : most;
+            f.g[(place + sample) * f.row + Features::pair(taps, a, b)] = value;
           }
-        atomicMax(f.most + place + sample, most);
       }
       __syncthreads();
     }
@@ -165,22 +184,24 @@ __global__ void __launch_bounds__(kThreads, 3) gram(Conv c, CudaPlan p, Partial 
   if (threadIdx.x == 0) partial.flags[blockIdx.x] = bad;
 }
 
-template <class S>
-void queue(const Conv& c, const CudaPlan& p, Partial partial, void* stream) {
-  const int taps = c.taps();
-  const bool near = c.kernel[2] == p.block && c.dilation[2] == 1;
-  const auto kernel = p.block == 7 ? near ? gram<S, 7, true> : gram<S, 7, false>
-                      : near ? gram<S, 5, true>
-                                   : gram<S, 5, false>;
-  const int64_t shared =
-      Tile(p, taps, Features(taps, p.samples, p.filters, nullptr).behind).behind - static_cast<char*>(nullptr);
-  launch("gram", kernel, p.parts.count * c.channels, kThreads, shared, stream, c, p, partial);
+template <class S, int BLOCK>
+auto kernel_of(const Conv& c) {
+  if (c.kernel[2] != BLOCK || c.dilation[2] > 1) return gram<S, BLOCK, false, 0>;
+  if (run_of(c, BLOCK) == 0) return gram<S, BLOCK, true, 0>;
+  return c.stride[2] == 1 ? gram<S, BLOCK, true, 1> : gram<S, BLOCK, true, 2>;
 }
 
 }  // namespace
 
 void queue_gram(const Conv& c, const CudaPlan& p, Partial partial, void* stream) {
-  by_type(c.acts_type, [&](auto x) { queue<decltype(x)>(c, p, partial, stream); });
+  by_type(c.acts_type, [&](auto x) {
+    using S = decltype(x);
+    const int taps = c.taps();
+    const int64_t shared =
+        Tile(p, taps, Features(taps, p.samples, p.filters, nullptr).behind).behind - static_cast<char*>(nullptr);
+    launch("gram", p.block == 7 ? kernel_of<S, 7>(c) : kernel_of<S, 5>(c), p.parts.count * c.channels, kThreads, shared,
+           stream, c, p, partial);
+  });
 }
 
 }  // namespace nnrelief

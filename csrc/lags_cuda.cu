@@ -1,218 +1,315 @@
-// Phase 1 of square kernels with stride and dilation 1 on zero-padded maps: each activation is read once. With r the
-// newest row, the products x[r - d][u] x[r][u + s] at the lags (d, s) are sums that taps share; G_ab is the sum at lag
-// b - a over a window of base rows and columns that depends on a, and the windows differ in the first and last rows and
-// columns alone. Rows stream through registers, a thread holding COLUMNS neighbouring columns of the last K rows and
-// its right neighbour's first K - 1, which it gets by shuffles. Products are kept per column and summed over base rows
-// that all taps' windows treat alike; then every window takes its columns, the lanes of the map add up, and the taps
-// whose rows include these take the sum. Nothing is subtracted.
+// Phase 1 of 3x3 kernels with stride 1 or 2 and dilation 1 on zero-padded maps: each activation is read once. With r
+// the newest row, the products x[r - d][u] x[r][u + s] at the lags (d, s) are sums that taps share; G_ab is the sum at
+// lag b - a over a window of base rows and columns that depends on a, and windows that begin in the same class of rows
+// and columns differ in the first and last ones alone. Rows stream through registers: a thread has the outputs of a
+// tile of columns, and of the last three rows all columns that their windows cover. A row's products are summed once
+// per lag, a window adds the edge products it contains; over the rows that all windows treat alike these sums go on,
+// then the lanes of the map, which have neighbouring tiles, add up, and the taps whose rows include these take the sum.
+// Nothing is subtracted.
+//
+// Rows and columns are counted from the first tap of output (0, 0) on: tap a meets row stride * h + a there.
 #include "lanes.h"
 
 namespace nnrelief {
 namespace {
 
-template <int K>
-constexpr int kShifts = 2 * K - 1;  // s + K - 1; the first K - 1 are unused where d = 0
+constexpr int K = 3, kTaps = K * K, kFour = 4;
 
-// What plan_cuda.cpp gives these kernels, here for the compiler.
-HOST_DEVICE constexpr int samples_of(int K) { return K == 3 ? kSamples : 16; }
+__device__ alignas(16) const float kZeros[32] = {};  // what threads without outputs read
 
-__device__ alignas(32) const float kZeros[8] = {};  // what threads without columns read
+// |x| in the columns under a tile of n outputs: below STRIDE * n, of which there are at most WIDTH, with zeros behind
+// them; the last two of these once more; the two after them.
+template <int STRIDE, int WIDTH>
+struct Row {
+  float x[WIDTH], last[2], after[2];
 
-// One map's lanes, of which `lane` is this thread's, which reads its columns PIECE at a time.
-template <class S, int K, int COLUMNS, int PIECE>
-struct Stream {
-  static constexpr int kHalo = K - 1;
-  const S* x;  // the next row's first own column
-  int64_t step;
-  int count, lane, lanes;  // own columns inside the map
-  uint32_t low;
-  Vector<S, COLUMNS> next;  // a row as it comes from memory, which takes its time
-
-  __device__ __forceinline__ void fetch(const Conv& c) {
-    using Piece = Vector<S, PIECE>;
+  template <bool SAME, int SHIFT = 0>
+  __device__ __forceinline__ static void add_products(const Row& a, const Row& b, float (&sums)[K][K]) {
+    float total[K];
+    window_sums<SHIFT>(a, b, total);
 #pragma unroll
-    for (int i = 0; i < COLUMNS; i += PIECE)
-      if (PIECE == COLUMNS || i < count)
-        *reinterpret_cast<Piece*>(next.x + i) = *reinterpret_cast<const Piece*>(x + (PIECE == 1 ? i * c.acts_x[2] : i));
-    x += step;
+    for (int m = 0; m + SHIFT < K; ++m) sums[m][m + SHIFT] += total[m];
+    if constexpr (!SAME && SHIFT > 0) {
+      window_sums<SHIFT>(b, a, total);
+#pragma unroll
+      for (int m = 0; m + SHIFT < K; ++m) sums[m + SHIFT][m] += total[m];
+    }
+    if constexpr (SHIFT + 1 < K) add_products<SAME, SHIFT + 1>(a, b, sums);
   }
-  __device__ __forceinline__ void start(const Conv& c, const S* first, bool used) {
-    low = ~0u;
-    x = used ? first : reinterpret_cast<const S*>(kZeros);
-    step = used ? c.acts_x[1] : 0;
-    count = used ? static_cast<int>(c.size[2]) - lane * COLUMNS : 0;
+
+  // total[m] = the sum of a[u] b[u + SHIFT] over u = STRIDE * w + m, w the tile's outputs.
+  template <int SHIFT>
+  __device__ __forceinline__ static void window_sums(const Row& a, const Row& b, float* total) {
+    const auto products = [&](int begin) {  // from `begin` on, up to the tile's last window but what lies in b.after
+      float sum = 0;
 #pragma unroll
-    for (int i = 0; i < COLUMNS; ++i) next.x[i] = S{};
-    fetch(c);
-  }
-  // The fetched row with its neighbours, while the one after it is on its way.
-  __device__ __forceinline__ void advance(const Conv& c, bool more, float* row) {
-#pragma unroll
-    for (int i = 0; i < COLUMNS; ++i) row[i] = magnitude(next.x[i]);
-    if (more) fetch(c);
-#pragma unroll
-    for (int i = 0; i < COLUMNS; ++i)
-      if constexpr (sizeof(S) == 4 || std::is_same_v<S, BFloat16>) low = lower(row[i], low);
-#pragma unroll
-    for (int i = 0; i < kHalo; ++i) {
-      const float other = __shfl_down_sync(kAll, row[i % COLUMNS], 1 + i / COLUMNS, lanes);
-      row[COLUMNS + i] = lane + 1 + i / COLUMNS < lanes ? other : 0;
+      for (int u = begin; u + SHIFT < WIDTH; u += STRIDE) sum += a.x[u] * b.x[u + SHIFT];
+      return sum;
+    };
+    if constexpr (STRIDE == 1 && SHIFT == 0) {
+      const float inner = products(2), from_1 = inner + a.x[1] * b.x[1], last = a.after[0] * b.after[0];
+      total[0] = from_1 + a.x[0] * b.x[0];
+      total[1] = from_1 + last;
+      total[2] = inner + last + a.after[1] * b.after[1];
+    } else if constexpr (STRIDE == 1 && SHIFT == 1) {
+      const float inner = products(1) + a.last[1] * b.after[0];
+      total[0] = inner + a.x[0] * b.x[1];
+      total[1] = inner + a.after[0] * b.after[1];
+    } else if constexpr (STRIDE == 1) {
+      total[0] = products(0) + a.last[0] * b.after[0] + a.last[1] * b.after[1];
+    } else if constexpr (SHIFT == 0) {
+      const float inner = products(2);
+      total[0] = inner + a.x[0] * b.x[0];
+      total[1] = products(1);
+      total[2] = inner + a.after[0] * b.after[0];
+    } else if constexpr (SHIFT == 1) {
+      total[0] = products(0);
+      total[1] = products(1) + a.last[1] * b.after[0];
+    } else {
+      total[0] = products(0) + a.last[0] * b.after[0];
     }
   }
 };
 
-// The products of row NEWEST with the row D above it, and so on to K - 1.
-template <int K, int COLUMNS, int NEWEST, int D = 0>
-__device__ __forceinline__ void add_row(const float (&rows)[K][COLUMNS + K - 1],
-                                        float (&sums)[K][kShifts<K>][COLUMNS]) {
-  constexpr int above = (NEWEST + K - D) % K;
+// The rows of a tile, one ahead. By vectors where every tile has WIDTH columns of the map, one behind its first tap.
+template <class S, int STRIDE, int WIDTH, Reading READING>
+struct Stream {
+  static constexpr bool kVectors = READING == Reading::vectors;
+  const S* x;  // the next row's first own column
+  int64_t step;
+  int right, rows, begin, end, edge;  // own columns that lie in the map, and where `last` begins
+  bool near[4];                       // whether last and after lie there
+  uint32_t low = ~0u;
+  S next[kVectors ? 1 : WIDTH], sides[4];
+  Vector<S, kFour> pieces[kVectors ? WIDTH / kFour : 1];
+
+  // The tile of `lane` in the map at `map`.
+  __device__ __forceinline__ Stream(const Conv& c, const CudaPlan& p, const S* map, int lane, bool used) {
+    const int first = lane * static_cast<int>(p.outputs), wide = c.out[2], width = c.size[2];
+    const int outputs = wide - first < p.outputs ? wide - first : p.outputs;
+    const int column = first * STRIDE - static_cast<int>(c.before[2]);  // of the map
+    const int covered = (static_cast<int>(c.out[1]) - 1) * STRIDE + K - static_cast<int>(c.before[1]);
+    rows = c.size[1] < covered ? c.size[1] : covered;
+    right = READING == Reading::strided ? c.acts_x[2] : 1;
+    step = c.acts_x[1];
+    x = map + static_cast<int64_t>(column + kVectors) * right;
+    begin = column < 0 ? -column : 0;
+    end = STRIDE * outputs < width - column ? STRIDE * outputs : width - column;
+    edge = STRIDE * outputs - 2;
 #pragma unroll
-  for (int s = D == 0 ? 0 : 1 - K; s < K; ++s)
+    for (int i = 0; i < 4; ++i) near[i] = edge + i >= begin && column + edge + i < width;
+    if (kVectors) near[0] = column >= 0, near[1] = column + 1 + WIDTH < width;
+    if (!used || outputs <= 0) stop();
+    fetch();
+  }
+
+  __device__ __forceinline__ void fetch() {
+    if constexpr (kVectors) {
 #pragma unroll
-    for (int u = 0; u < COLUMNS; ++u)
-      sums[D][s + K - 1][u] += s >= 0 ? rows[above][u] * rows[NEWEST][u + s] : rows[NEWEST][u] * rows[above][u - s];
-  if constexpr (D + 1 < K) add_row<K, COLUMNS, NEWEST, D + 1>(rows, sums);
+      for (int i = 0; i < WIDTH / kFour; ++i) pieces[i] = reinterpret_cast<const Vector<S, kFour>*>(x)[i];
+      sides[0] = near[0] ? x[-1] : S{};
+      if (STRIDE == 1) sides[1] = near[1] ? x[WIDTH] : S{};
+    } else {
+#pragma unroll
+      for (int i = 0; i < WIDTH; ++i) next[i] = i < end && (i >= K - 1 || i >= begin) ? x[i * right] : S{};
+#pragma unroll
+      for (int i = 0; i < (STRIDE == 1 ? 4 : 3); ++i) sides[i] = near[i] ? x[(edge + i) * right] : S{};
+    }
+    x += step;
+    if (--rows == 0) stop();
+  }
+  // From here on, rows are zeros.
+  __device__ __forceinline__ void stop() {
+    if (kVectors) x = reinterpret_cast<const S*>(kZeros);
+    step = end = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) near[i] = false;
+  }
+
+  // The fetched row, while the one after it is on its way; zeros behind the last.
+  __device__ __forceinline__ void advance(Row<STRIDE, WIDTH>& row) {
+    if constexpr (kVectors) {
+      float own[WIDTH];
+#pragma unroll
+      for (int i = 0; i < WIDTH / kFour; ++i) magnitudes(pieces[i], own + i * kFour);
+      row.x[0] = magnitude(sides[0]);
+#pragma unroll
+      for (int i = 1; i < WIDTH; ++i) row.x[i] = own[i - 1];
+      row.last[0] = row.x[WIDTH - 2];
+      row.last[1] = row.x[WIDTH - 1];
+      row.after[0] = own[WIDTH - 1];
+      row.after[1] = STRIDE == 1 ? magnitude(sides[1]) : 0;
+    } else {
+#pragma unroll
+      for (int i = 0; i < WIDTH; ++i) row.x[i] = magnitude(next[i]);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) row.last[i] = magnitude(sides[i]);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) row.after[i] = STRIDE == 1 || i == 0 ? magnitude(sides[2 + i]) : 0;
+    }
+    fetch();
+    if constexpr (sizeof(S) == 4 || std::is_same_v<S, BFloat16>) {
+#pragma unroll
+      for (int i = 0; i < WIDTH; ++i) low = lower(row.x[i], low);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) low = lower(row.after[i], low);
+    }
+  }
+};
+
+// Where the features of a thread's map go.
+struct Target {
+  float* g;
+  int lane, lanes, stride, high;
+};
+
+// Adds what has been summed over base rows that end with `y`, and row D below each, to the features of tap rows FIRST,
+// FIRST + STEP, ... whose windows hold these, and clears it.
+template <int D, int FIRST, int STEP>
+__device__ __forceinline__ void flush(const Target& t, int y, float (&sums)[K][K]) {
+#pragma unroll 1
+  for (int offset = 1; offset < t.lanes; offset *= 2)
+#pragma unroll
+    for (int p = 0; p < K; ++p)
+#pragma unroll
+      for (int q = D == 0 ? p : 0; q < K; ++q) sums[p][q] += __shfl_xor_sync(kAll, sums[p][q], offset);
+  if (t.lane == 0) {
+#pragma unroll
+    for (int h = FIRST; h + D < K; h += STEP) {
+      if (y < h || y > t.stride * (t.high - 1) + h) continue;
+#pragma unroll
+      for (int p = 0; p < K; ++p)
+#pragma unroll
+        for (int q = D == 0 ? p : 0; q < K; ++q)
+          t.g[Features::pair(kTaps, h * K + p, (h + D) * K + q)] += D == 0 && p == q ? sums[p][q] : 2 * sums[p][q];
+    }
+  }
+#pragma unroll
+  for (int p = 0; p < K; ++p)
+#pragma unroll
+    for (int q = 0; q < K; ++q) sums[p][q] = 0;
+}
+
+// With stride 1: the products of row NEWEST with itself and the rows above it, and so on to K - 1.
+template <int NEWEST, int D = 0, class Row>
+__device__ __forceinline__ void add_row(const Row (&rows)[K], float (&sums)[K][K][K]) {
+  Row::template add_products<D == 0>(rows[(NEWEST + K - D) % K], rows[NEWEST], sums[D]);
+  if constexpr (D + 1 < K) add_row<NEWEST, D + 1>(rows, sums);
 }
 
 // K rows, not the map's last, after which each lies in its register again.
-template <int K, int COLUMNS, int I = 0, class Stream>
-__device__ __forceinline__ void add_rows(const Conv& c, Stream& stream, float (&rows)[K][COLUMNS + K - 1],
-                                         float (&sums)[K][kShifts<K>][COLUMNS]) {
-  stream.advance(c, true, rows[I]);
-  add_row<K, COLUMNS, I>(rows, sums);
-  if constexpr (I + 1 < K) add_rows<K, COLUMNS, I + 1>(c, stream, rows, sums);
+template <int I = 0, class Row, class Stream>
+__device__ __forceinline__ void add_rows(Stream& stream, Row (&rows)[K], float (&sums)[K][K][K]) {
+  stream.advance(rows[I]);
+  add_row<I>(rows, sums);
+  if constexpr (I + 1 < K) add_rows<I + 1>(stream, rows, sums);
 }
 
-// Adds what has been summed over base rows that end with `y` to every feature at a lag with row distance D, and clears
-// it. The windows of taps (p, q) of a row's K are shared out to four lanes, and the taps' rows to every four of them.
-template <int K, int COLUMNS, int D>
-__device__ __forceinline__ void flush(const Conv& c, const Features& f, int y, int sample, int lane, int lanes,
-                                      float (*sums)[COLUMNS]) {
-  constexpr int all = D == 0 ? K * (K + 1) / 2 : K * K, quarter = (all + 3) / 4;
-  const auto start = [](int p) { return D == 0 ? p * K - p * (p - 1) / 2 : p * K; };  // of windows (p, ...)
-  const int left = c.before[2], top = c.before[1], high = c.out[1];
-  float total[all];
-#pragma unroll
-  for (int least = 0; least < K; ++least) {
-    const unsigned own = lane * COLUMNS + left - least, wide = c.out[2];
-#pragma unroll
-    for (int p = least; p < K; ++p)
-#pragma unroll
-      for (int q = least; q < K; ++q) {
-        if ((p > least && q > least) || (D == 0 && p > q)) continue;
-        float& sum = total[start(p) + (D == 0 ? q - p : q)] = 0;
-#pragma unroll
-        for (int u = 0; u < COLUMNS; ++u)
-          if (own + u < wide) sum += sums[q - p + K - 1][u];
-      }
-  }
-#pragma unroll
-  for (int s = D == 0 ? 0 : 1 - K; s < K; ++s)
-#pragma unroll
-    for (int u = 0; u < COLUMNS; ++u) sums[s + K - 1][u] = 0;
-
-  share_out<all>(total, lane, lanes);
-#pragma unroll 1
-  for (int h = lane / 4; h < K - D; h += lanes / 4) {
-    if (y < h - top || y >= h - top + high) continue;
-#pragma unroll
-    for (int i = 0; i < quarter; ++i) {
-      const int window = sum_at<all>(i, lane);
-      if (window < 0) continue;
-      int p = 0;
-#pragma unroll
-      for (int k = 1; k < K; ++k) p += window >= start(k);
-      const int q = window - start(p) + (D == 0 ? p : 0);
-      f.g[Features::pair(K * K, h * K + p, (h + D) * K + q) * f.samples + sample] +=
-          D == 0 && p == q ? total[i] : 2 * total[i];
-    }
-  }
+// Where row `r` is the newest and sums do not go on: `all` of them, or those whose next base row is treated otherwise.
+template <int D = 0>
+__device__ __forceinline__ void end_row(const Target& t, int r, bool all, float (&sums)[K][K][K]) {
+  if (all || r - D >= t.high - 1) flush<D, 0, 1>(t, r - D, sums[D]);
+  if constexpr (D + 1 < K) end_row<D + 1>(t, r, all, sums);
 }
 
-// Whether the sums of lags with row distance `d` end with the newest row `r`: the next base row is treated otherwise.
-__device__ __forceinline__ bool ends(const Conv& c, int K, int r, int d) {
-  const int top = c.before[1], high = c.out[1], last = c.size[1] - 1;
-  return r >= d && (r < K - 1 - top || r - d + 1 >= high - top || r == last || r % kLongest == kLongest - 1);
-}
-
-template <int K, int COLUMNS, int D = 0>
-__device__ __forceinline__ void end_row(const Conv& c, const Features& f, int r, int sample, int lane, int lanes,
-                                        float (*sums)[kShifts<K>][COLUMNS]) {
-  if (ends(c, K, r, D)) flush<K, COLUMNS, D>(c, f, r - D, sample, lane, lanes, sums[D]);
-  if constexpr (D + 1 < K) end_row<K, COLUMNS, D + 1>(c, f, r, sample, lane, lanes, sums);
-}
-
-// The features of one map, added to f.g. All lanes of a warp take part, those without columns with zeros.
-template <int K, int COLUMNS, class Stream>
-__device__ __forceinline__ void map_features(const Conv& c, const Features& f, int sample, Stream& stream) {
-  const int height = c.size[1], top = c.before[1], high = c.out[1], lane = stream.lane, lanes = stream.lanes;
-  float rows[K][COLUMNS + K - 1] = {}, sums[K][kShifts<K>][COLUMNS] = {};
-  int r = 0;
-  while (r < height) {
+// The features of one map with stride 1, whose rows are counted from the first tap of output (0, 0) on; `height` of
+// them from `top`. All lanes of a warp take part, those without outputs with zeros.
+template <class Row, class Stream>
+__device__ __forceinline__ void stride_1_features(const Conv& c, const Target& t, Stream& stream) {
+  const int top = c.before[1], end = top + static_cast<int>(c.size[1]);
+  const int stop = end - 1 < t.high - 1 ? end - 1 : t.high - 1;
+  Row rows[K] = {};
+  float sums[K][K][K] = {};  // by the distance of rows
+  for (int r = top; r < end;) {
     // rows whose sums go on, K at a time so that no row moves from register to register
-    int until = high - top - 1 < height - 1 ? high - top - 1 : height - 1;
-    if (until > r - r % kLongest + kLongest - 1) until = r - r % kLongest + kLongest - 1;
-    if (r >= K - 1 - top) {
+    const int limit = (r / kLongest + 1) * kLongest - 1;
+    if (r >= K - 1) {
 #pragma unroll 1
-      for (; r + K <= until; r += K) add_rows<K, COLUMNS>(c, stream, rows, sums);
+      for (; r + K <= (stop < limit ? stop : limit); r += K) add_rows(stream, rows, sums);
     }
-    stream.advance(c, r + 1 < height, rows[0]);
-    add_row<K, COLUMNS, 0>(rows, sums);
-    end_row<K, COLUMNS>(c, f, r, sample, lane, lanes, sums);
+    stream.advance(rows[0]);
+    add_row<0>(rows, sums);
+    end_row(t, r, r < K - 1 || r == end - 1 || r % kLongest == kLongest - 1, sums);
     ++r;
-    float newest[COLUMNS + K - 1];
+    const Row newest = rows[0];
 #pragma unroll
-    for (int u = 0; u < COLUMNS + K - 1; ++u) {
-      newest[u] = rows[0][u];
-#pragma unroll
-      for (int i = 0; i + 1 < K; ++i) rows[i][u] = rows[i + 1][u];
-      rows[K - 1][u] = newest[u];
-    }
+    for (int i = 0; i + 1 < K; ++i) rows[i] = rows[i + 1];
+    rows[K - 1] = newest;
   }
 }
 
-template <class S, int K, int COLUMNS, int PIECE>
-__global__ void __launch_bounds__(kThreads, K == 3 && COLUMNS < 8 ? 3 : 2)
-    lags(Conv c, CudaPlan p, int lanes, Partial partial) {
-  const Features f(K * K, samples_of(K), p.filters, shared_memory<char>());
-  Stream<S, K, COLUMNS, PIECE> stream;
-  stream.lane = threadIdx.x % lanes;
-  stream.lanes = lanes;
-  const int column = stream.lane * COLUMNS;
-  score_samples<K == 3 ? 9 : 0>(c, p, f, lanes, partial, [&](int place, int64_t base, bool used) {
-    stream.start(c, static_cast<const S*>(c.acts) + base + column * c.acts_x[2], used && column < c.size[2]);
-    map_features<K, COLUMNS>(c, f, place, stream);
+// Even rows meet taps in rows 0 and 2, odd ones in row 1: base rows of one distance are summed by that.
+template <int WIDTH, class Stream>
+__device__ __forceinline__ void stride_2_features(const Conv& c, const Target& t, Stream& stream) {
+  const int top = c.before[1], bottom = top + static_cast<int>(c.size[1]) - 1;
+  const int last = bottom < 2 * t.high ? bottom : 2 * t.high;
+  using R = Row<2, WIDTH>;
+  R even = {}, odd, next;
+  float even_0[K][K] = {}, even_1[K][K] = {}, even_2[K][K] = {}, odd_0[K][K] = {}, odd_1[K][K] = {};
+  int r = top;
+  if (r % 2 == 0) {
+    stream.advance(even);
+    R::template add_products<true>(even, even, even_0);
+    if (r++ == 0) flush<0, 0, 2>(t, 0, even_0);
+  }
+  do {
+    const int until = last < r + kLongest - 1 ? last : r + kLongest - 1;
+#pragma unroll 1
+    for (; r <= until; r += 2) {
+      stream.advance(odd);
+      R::template add_products<true>(odd, odd, odd_0);
+      R::template add_products<false>(even, odd, even_1);
+      if (r + 1 == 2 * t.high) flush<0, 0, 2>(t, r - 1, even_0);
+      stream.advance(next);
+      R::template add_products<true>(next, next, even_0);
+      R::template add_products<false>(odd, next, odd_1);
+      R::template add_products<false>(even, next, even_2);
+      even = next;
+    }
+    flush<0, 0, 2>(t, r - 1, even_0);
+    flush<1, 0, K>(t, r - 3, even_1);
+    flush<2, 0, K>(t, r - 3, even_2);
+    flush<0, 1, K>(t, r - 2, odd_0);
+    flush<1, 1, K>(t, r - 2, odd_1);
+  } while (r <= last);
+}
+
+template <class S, int STRIDE, int WIDTH, Reading READING>
+__global__ void __launch_bounds__(kThreads, WIDTH == 8 && READING != Reading::strided ? 3 : 2)
+    lags(Conv c, CudaPlan p, Partial partial) {
+  const Features f(kTaps, p.samples, p.filters, shared_memory<char>());
+  score_samples<kTaps>(c, p, f, partial, [&](int place, int64_t base, bool used) {
+    const int lanes = p.lanes, lane = threadIdx.x % lanes;
+    const Target t{f.g + place * f.row, lane, lanes, STRIDE, static_cast<int>(c.out[1])};
+    Stream<S, STRIDE, WIDTH, READING> stream(c, p, static_cast<const S*>(c.acts) + base, lane, used);
+    if constexpr (STRIDE == 1)
+      stride_1_features<Row<1, WIDTH>>(c, t, stream);
+    else
+      stride_2_features<WIDTH>(c, t, stream);
     return stream.low;
   });
 }
 
-template <class S, int K, int COLUMNS>
-void queue(const Conv& c, const CudaPlan& p, Partial partial, void* stream) {
-  const auto pieces = [&](int64_t piece) {
-    return c.acts_x[2] == 1 && c.size[2] % piece == 0 && c.acts_x[1] % piece == 0 && c.acts_c % piece == 0 &&
-           c.acts_n % piece == 0 && reinterpret_cast<uintptr_t>(c.acts) % (piece * sizeof(S)) == 0;
-  };
-  int lanes = kThreads / samples_of(K);
-  while (lanes * COLUMNS < c.size[2]) lanes *= 2;
-  const int64_t shared = Features(K * K, samples_of(K), p.filters, nullptr).behind - static_cast<char*>(nullptr);
-  const auto kernel = pieces(COLUMNS) ? lags<S, K, COLUMNS, COLUMNS>
-                      : pieces(2)     ? lags<S, K, COLUMNS, 2>
-                                      : lags<S, K, COLUMNS, 1>;
-  launch("lags", kernel, p.parts.count * c.channels, kThreads, shared, stream, c, p, lanes, partial);
-}
-
-template <class S>
-void queue(const Conv& c, const CudaPlan& p, Partial partial, void* stream) {
-  if (c.kernel[1] == 5) return queue<S, 5, 2>(c, p, partial, stream);
-  if (p.columns == 2) return queue<S, 3, 2>(c, p, partial, stream);
-  if (p.columns == 4) return queue<S, 3, 4>(c, p, partial, stream);
-  return queue<S, 3, 8>(c, p, partial, stream);
+template <class S, int STRIDE>
+auto kernel_of(const CudaPlan& p) {
+  if (p.reading == Reading::strided) return lags<S, STRIDE, 8, Reading::strided>;
+  if (p.reading == Reading::singly)
+    return p.columns == 8 ? lags<S, STRIDE, 8, Reading::singly> : lags<S, STRIDE, 16, Reading::singly>;
+  return p.columns == 8    ? lags<S, STRIDE, 8, Reading::vectors>
+         : p.columns == 16 ? lags<S, STRIDE, 16, Reading::vectors>
+         : p.columns == 28 ? lags<S, STRIDE, 28, Reading::vectors>
+                           : lags<S, STRIDE, 32, Reading::vectors>;
 }
 
 }  // namespace
 
 void queue_lags(const Conv& c, const CudaPlan& p, Partial partial, void* stream) {
-  by_type(c.acts_type, [&](auto x) { queue<decltype(x)>(c, p, partial, stream); });
+  by_type(c.acts_type, [&](auto x) {
+    using S = decltype(x);
+    const int64_t shared = Features(kTaps, p.samples, p.filters, nullptr).behind - static_cast<char*>(nullptr);
+    launch("lags", c.stride[1] == 1 ? kernel_of<S, 1>(p) : kernel_of<S, 2>(p), p.parts.count * c.channels, kThreads,
+           shared, stream, c, p, partial);
+  });
 }
 
 }  // namespace nnrelief

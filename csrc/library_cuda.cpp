@@ -61,7 +61,7 @@ Tensor score_conv(Tensor weight, Tensor acts, std::vector<int64_t> geometry) {
     score_sum_of_maps(c, acts, wide, out.data_ptr(), stream);
   } else if (p.path == Path::norms) {
     const Tensor sums = new_sums(acts, p.parts.count, c.channels);
-    queue_norms(c, p.parts, numbers(sums), stream);
+    queue_norms(c, p, numbers(sums), stream);
     queue_scale({c.weight, c.weight_type, weight.size(0), weight.size(1), c.weight_j, c.weight_c}, c.filters,
                 numbers(sums), p.parts.count, wide, out.data_ptr(), stream);
   } else if (p.path == Path::direct) {

@@ -25,6 +25,24 @@ __device__ inline double magnitude(double x) { return fabs(x); }
 __device__ inline float magnitude(Half x) { return half_value(x.bits & 0x7fff); }
 __device__ inline float magnitude(BFloat16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits & 0x7fff) << 16); }
 
+// |x| of neighbours, two bfloat16 to a word.
+template <class S, int COUNT>
+__device__ __forceinline__ void magnitudes(const Vector<S, COUNT>& some, float* x) {
+  if constexpr (std::is_same_v<S, BFloat16> && COUNT % 2 == 0) {
+    uint32_t words[COUNT / 2];
+    memcpy(words, &some, sizeof(words));
+#pragma unroll
+    for (int i = 0; i < COUNT; i += 2) {
+      const uint32_t both = words[i / 2] & 0x7fff7fff;
+      x[i] = __uint_as_float(both << 16);
+      x[i + 1] = __uint_as_float(both & 0xffff0000);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) x[i] = magnitude(some.x[i]);
+  }
+}
+
 // Calls with a value of the elements' type, on the host; few kernels are made for float64, and those ask for it first.
 template <class Call>
 void by_type(Dtype type, const Call& call) {
@@ -112,9 +130,6 @@ __device__ inline double root(double y) {
   const double result = scaled * z * __longlong_as_double((1023 + half) << 52);
   return y >= 0x1p-1022 && y < HUGE_VAL ? result : y;
 }
-
-// sqrt(y) of 0 and normal numbers, without the slow path that CUDA's own has.
-__device__ __forceinline__ float root(float y) { return y * inverse_root(fmaxf(y, 0x1p-126f)); }
 
 // The sum of every thread's x, on every thread; `memory` holds a number per warp.
 __device__ inline double block_sum(double x, double* memory) {

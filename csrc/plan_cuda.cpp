@@ -1,8 +1,8 @@
 // Which CUDA kernels a convolution takes, and in what blocks: by shapes, strides and types alone.
 //
 //   norms   1x1 kernels: |w_ij| * sum_n ||x_ni||, read where the maps lie
-//   lags    3x3 and 5x5 kernels with stride and dilation 1 on zero-padded maps: a product sum per lag
-//   gram    every pair of taps: of 3x3 kernels in registers, of others from tiles in shared memory
+//   lags    3x3 kernels with stride 1 or 2 and dilation 1 on zero-padded maps: a product sum per lag
+//   gram    every pair of taps: of other 3x3 kernels in registers, of other kernels from tiles in shared memory
 //   direct  the feature maps themselves, in float64: float64 inputs, the one summed map of "norm_of_mean" and "l1", and
 //           kernels whose Gram matrices or tiles are too large for shared memory
 #include "conv_cuda.h"
@@ -11,26 +11,70 @@ namespace nnrelief {
 namespace {
 
 constexpr int64_t kMostTaps = 64;
+constexpr int64_t kSamples = 32;  // whose features a block holds, more where it has more maps at once (forms.h: TAPS)
 constexpr int64_t kFeatureBytes = 20 << 10;  // of a block's samples
 constexpr int64_t kTilePixels = 2560;        // of float32 in shared memory
-constexpr int64_t kBlocks = 2 * 132;         // that fill a chip
-constexpr int64_t kRows = 1024;              // of a 3x3 kernel's input whose places are in shared memory
+constexpr int64_t kMultiprocessors = 132;
+constexpr int64_t kBlocks = 2 * kMultiprocessors;  // that fill a chip
+constexpr int64_t kTileColumns = 4;                // what a tile of lags_cuda.cu costs, in columns
+constexpr int64_t kWidestStep = 1 << 26;           // from pixel to pixel, where a tile's are reached in 32 bits
+constexpr int64_t kLoads = 8;                      // of a thread of norms_cuda.cu
+constexpr int64_t kRows = 1024;                    // of a 3x3 kernel's input whose places are in shared memory
 
 bool norms_serve(const Conv& c) {
   return c.taps() == 1 && c.before[0] + c.before[1] + c.before[2] == 0 && c.positions() == c.pixels();
 }
 
-// Neighbouring columns of one thread, 0 where lags do not serve.
-int64_t lag_columns(const Conv& c) {
-  const int64_t k = c.kernel[1], width = c.size[2];
-  if (c.kernel[0] != 1 || c.size[0] != 1 || c.out[0] != 1 || c.kernel[2] != k || (k != 3 && k != 5)) return 0;
+// Threads side by side on a map's pixels, with at least kLoads loads for each, or on neighbouring channels.
+void choose_lanes(const Conv& c, CudaPlan& p) {
+  const auto whole = [](int64_t x) { return x % 4 == 0; };
+  const bool pieces = joined(c) && c.acts_x[2] == 1 && whole(c.pixels()) && whole(c.acts_c) && whole(c.acts_n) &&
+                      reinterpret_cast<uintptr_t>(c.acts) % (4 * item_size(c.acts_type)) == 0;
+  const bool channels = c.acts_c == 1 && c.acts_x[2] != 1 && c.channels >= 16;
+  p.columns = pieces ? 4 : 1;
+  p.lanes = channels ? 0 : 1;
+  while (!channels && p.lanes < kWarp && 2 * p.lanes * kLoads * p.columns <= c.pixels()) p.lanes *= 2;
+  const int64_t programs = channels ? ceil_div(c.channels, kWarp) : c.channels;
+  p.parts = cut(c.samples, kThreads / (channels ? kWarp : p.lanes), programs, 8 * c.channels);
+}
+
+// Tiles of columns for lags_cuda.cu; false where none serve. Wide ones take least for a pixel, narrow ones have the
+// threads for all multiprocessors where maps are few.
+bool choose_columns(const Conv& c, CudaPlan& p) {
+  const int64_t stride = c.stride[2], width = c.size[2], wide = c.out[2];
+  if (c.kernel[0] != 1 || c.kernel[1] != 3 || c.kernel[2] != 3 || c.size[0] != 1 || c.out[0] != 1) return false;
   for (int d = 1; d < 3; ++d)
-    if (c.stride[d] > 1 || c.dilation[d] > 1) return 0;
+    if (c.stride[d] > 2 || c.stride[d] != stride || c.dilation[d] > 1) return false;
+  if (c.before[2] > 2 || c.acts_x[2] >= kWidestStep) return false;
   if (c.padding != Padding::zeros &&
-      (c.out[1] > c.size[1] - k + 1 || c.out[2] > c.size[2] - k + 1 || c.before[1] || c.before[2]))
-    return 0;
-  if (k == 5) return width <= 64 ? 2 : 0;
-  return width <= 8 ? 2 : width <= 128 ? 4 : width <= 256 ? 8 : 0;
+      (c.span(1, c.out[1]) > c.size[1] || c.span(2, wide) > width || c.before[1] || c.before[2]))
+    return false;
+  int64_t least = 0;
+  const auto consider = [&](int64_t columns, Reading reading) {
+    int64_t lanes = 1;
+    while (lanes * (columns / stride) < wide) lanes *= 2;
+    if (lanes > 32) return;
+    const int64_t blocks = ceil_div(c.samples * lanes, kThreads) * c.channels;
+    const int64_t cost = ceil_div(blocks, kMultiprocessors) * (columns + kTileColumns);
+    if (least > 0 && cost >= least) return;
+    least = cost;
+    p.columns = columns;
+    p.reading = reading;
+    p.lanes = lanes;
+    p.outputs = reading == Reading::vectors ? columns / stride : ceil_div(wide, lanes);
+  };
+  if (c.before[2] == 1 && width == stride * wide && whole_loads(c, 4)) {
+    for (const int64_t columns : {28, 32, 16, 8})
+      if (width % columns == 0) consider(columns, Reading::vectors);
+  }
+  if (least == 0 && c.acts_x[2] == 1) {
+    if (stride * wide > 8) consider(16, Reading::singly);
+    consider(8, Reading::singly);
+  } else if (least == 0) {
+    consider(8, Reading::strided);
+  }
+  // a tile of one output has no window in common with its neighbours'
+  return least > 0 && (stride == 2 || (wide - 1) % p.outputs > 0);
 }
 
 // Threads of a map whose outputs' 3x3 pixels lie in registers, more where that fills the chip; 0 where such kernels do
@@ -51,7 +95,6 @@ int64_t part_samples(const Conv& c, int64_t most, int64_t least) {
 
 // Samples whose features a block holds.
 int64_t block_samples(int64_t taps) {
-  if (taps == 9) return kSamples;
   int64_t samples = kSamples;
   while (samples > 2 && samples * taps * (taps + 1) / 2 * 4 > kFeatureBytes) samples /= 2;
   return samples;
@@ -63,7 +106,7 @@ int64_t step_filters(const Conv& c) {
   if (c.filters <= kFewFilters) return c.filters <= kFewFilters / 2 ? kFewFilters / 2 : kFewFilters;
   int64_t step = 8 * kPerThread;
   const auto covered = [&](int64_t filters) { return ceil_div(c.filters, filters) * filters; };
-  const int64_t most = kThreads * kPerThread * (c.taps() == 9 ? 9 : 7);  // elements of kernels
+  const int64_t most = c.taps() == 9 ? 2304 : 3584;  // elements of kernels
   while (2 * step <= kThreads * kPerThread && 2 * step * c.taps() <= most && covered(2 * step) <= covered(step))
     step *= 2;
   return step;
@@ -82,14 +125,16 @@ bool choose_tile(const Conv& c, CudaPlan& p) {
     while (most > 1 && most * pairs * p.staged > kThreads) most /= 2;
     return most;
   };
+  const int64_t run = std::max<int64_t>(1, run_of(c, p.block));
   p.staged = 1;
   p.box[0] = 1;
   p.box[1] = c.out[1];
   p.box[2] = c.out[2];
   while (pixels() > kTilePixels || p.box[1] * p.box[2] > kLongest * slots()) {
     if (p.box[1] == 1 && p.box[2] == 1) return false;
-    const int d = p.box[1] >= p.box[2] ? 1 : 2;
-    p.box[d] = (p.box[d] + 1) / 2;
+    const int d = p.box[1] > 1 && (p.box[1] >= p.box[2] || p.box[2] <= run) ? 1 : 2;
+    const int64_t whole = d == 2 && p.box[2] > run ? run : 1;
+    p.box[d] = ceil_div(p.box[d], 2 * whole) * whole;
   }
   while (2 * p.staged <= p.samples && 2 * p.staged * pairs <= kThreads && 2 * p.staged * pixels() <= kTilePixels) {
     p.staged *= 2;
@@ -110,18 +155,17 @@ CudaPlan plan_cuda(const Conv& c) {
   if (c.variant != Variant::paper || c.acts_type == Dtype::f64 || c.weight_type == Dtype::f64) return p;
   if (norms_serve(c)) {
     p.path = Path::norms;
-    p.parts = cut(c.samples, 1, c.channels, 8 * c.channels);
+    choose_lanes(c, p);
     return p;
   }
   p.samples = block_samples(c.taps());
   p.filters = step_filters(c);
-  p.columns = lag_columns(c);
-  p.lanes = window_lanes(c);
   int64_t block = p.samples;
-  if (p.columns > 0) {
+  if (choose_columns(c, p)) {
     p.path = Path::lags;
-    if (c.taps() == 25) block = p.samples = kSamples / 2;
-  } else if (p.lanes > 0) {
+    p.samples = std::max(kSamples, kThreads / p.lanes);
+    block = part_samples(c, p.samples, kThreads / p.lanes);
+  } else if ((p.lanes = window_lanes(c)) > 0) {
     p.path = Path::gram;
     block = part_samples(c, p.samples, kThreads / p.lanes);
   } else {

@@ -69,6 +69,36 @@ __device__ __forceinline__ uint32_t add_outputs(const Column<S, NEAR>& column, c
   return low;
 }
 
+// Half of the sums goes to the lane `offset` away, which has the other half's from here: both are summed. `upper`:
+// which half stays.
+template <int N>
+__device__ __forceinline__ void share(float* x, bool upper, int offset) {
+  constexpr int half = (N + 1) / 2;
+#pragma unroll
+  for (int i = 0; i < half; ++i) {
+    const float high = i + half < N ? x[i + half] : 0;
+    x[i] = (upper ? high : x[i]) + __shfl_xor_sync(kAll, upper ? x[i] : high, offset);
+  }
+}
+
+// Of N sums over all lanes of a map, every four lanes get a quarter each into the first (N + 3) / 4 places of x;
+// there, place i holds sum `sum_at<N>(i, lane)`, or none where that is -1.
+template <int N>
+__device__ __forceinline__ void share_out(float* x, int lane, int lanes) {
+  share<N>(x, lane & 1, 1);
+  share<(N + 1) / 2>(x, lane & 2, 2);
+#pragma unroll 1
+  for (int offset = 4; offset < lanes; offset *= 2)
+#pragma unroll
+    for (int i = 0; i < (N + 3) / 4; ++i) x[i] += __shfl_xor_sync(kAll, x[i], offset);
+}
+template <int N>
+__device__ __forceinline__ int sum_at(int i, int lane) {
+  constexpr int half = (N + 1) / 2;
+  const int within = (lane & 2 ? (N + 3) / 4 : 0) + i, sum = (lane & 1 ? half : 0) + within;
+  return within < half && sum < N ? sum : -1;
+}
+
 // Adds the sums to the features of a sample and clears them.
 __device__ __forceinline__ void flush(const Features& f, int sample, int lane, int lanes, float* sums) {
 #pragma unroll
@@ -79,7 +109,7 @@ __device__ __forceinline__ void flush(const Features& f, int sample, int lane, i
 #pragma unroll
   for (int i = 0; i < (kPairs + 3) / 4; ++i) {
     const int pair = sum_at<kPairs>(i, lane);
-    if (lane < 4 && pair >= 0) f.g[pair * kSamples + sample] += sums[i];
+    if (lane < 4 && pair >= 0) f.g[sample * f.row + pair] += sums[i];
   }
 #pragma unroll
   for (int i = 0; i < kPairs; ++i) sums[i] = 0;
@@ -87,7 +117,7 @@ __device__ __forceinline__ void flush(const Features& f, int sample, int lane, i
 
 template <class S, bool REUSE, bool NEAR>
 __global__ void __launch_bounds__(kThreads, 4) windows(Conv c, CudaPlan p, Partial partial) {
-  const Features f(kTaps, kSamples, p.filters, shared_memory<char>());
+  const Features f(kTaps, p.samples, p.filters, shared_memory<char>());
   int64_t* const row = reinterpret_cast<int64_t*>(f.behind);  // bytes to the input rows from the first tap's first on
   for (int i = threadIdx.x; i < c.span(1, c.out[1]); i += kThreads) {
     const int64_t line = c.source(1, i - c.before[1]);
@@ -95,7 +125,7 @@ __global__ void __launch_bounds__(kThreads, 4) windows(Conv c, CudaPlan p, Parti
   }
   const int lanes = p.lanes, lane = threadIdx.x % lanes, high = c.out[1], wide = c.out[2];
   const int down = c.stride[1], dilation = c.dilation[1];
-  score_samples<kTaps>(c, p, f, lanes, partial, [&](int place, int64_t base, bool used) {
+  score_samples<kTaps>(c, p, f, partial, [&](int place, int64_t base, bool used) {
     float sums[kPairs] = {};
     uint32_t low = ~0u;
     int summed = 0;
@@ -125,7 +155,7 @@ __global__ void __launch_bounds__(kThreads, 4) windows(Conv c, CudaPlan p, Parti
 
 template <class S, bool REUSE>
 void queue(const Conv& c, const CudaPlan& p, Partial partial, void* stream) {
-  const Features f(kTaps, kSamples, p.filters, nullptr);
+  const Features f(kTaps, p.samples, p.filters, nullptr);
   const int64_t shared = f.behind - static_cast<char*>(nullptr) + c.span(1, c.out[1]) * sizeof(int64_t);
   const bool near = c.padding == Padding::zeros && c.acts_x[2] == 1 && c.dilation[2] == 1;
   launch("windows", near ? windows<S, REUSE, true> : windows<S, REUSE, false>, p.parts.count * c.channels, kThreads,

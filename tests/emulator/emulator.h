@@ -157,7 +157,7 @@ T* shared_memory() {
   return reinterpret_cast<T*>(emulator::block.memory);
 }
 
-inline float inverse_root(float x) { return 1 / std::sqrt(x); }
+inline float root(float x) { return std::sqrt(x); }
 
 inline float half_value(uint16_t bits) { return emulator::bits<_Float16>(bits); }
 
