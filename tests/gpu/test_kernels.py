@@ -24,12 +24,14 @@ SMALL = {  # (weight shape, acts shape, options) that take each path of the Trit
     "lags": ((20, 3, 3, 3), (150, 3, 28, 28), {"padding": 1}),
     "lags, in tiles": ((20, 3, 3, 3), (70, 3, 20, 75), {"padding": 1}),
     "lags, strided": ((20, 3, 3, 3), (70, 3, 30, 75), {"stride": 2, "padding": 1}),
+    "lags, strided, of 56": ((20, 3, 3, 3), (70, 3, 30, 56), {"stride": 2, "padding": 1}),
+    "direct": ((6, 1, 5, 5), (70, 6, 19, 28), {"padding": 2, "groups": 6}),
     "gram": ((6, 4, 3, 3), (18, 4, 17, 15), {"stride": 3, "padding": 1}),
     "matrix": ((64, 3, 7, 7), (5, 3, 56, 56), {"stride": 2, "padding": 3}),
     "mean map": ((6, 4, 3, 3), (18, 4, 17, 15), {"variant": "norm_of_mean"}),
     "float64 maps": ((6, 4, 3, 3), (5, 4, 9, 8), {"padding": 1}),
 }
-CUDA_PATHS = {"lags, strided": "gram", "matrix": "gram", "mean map": "direct", "float64 maps": "direct"}
+CUDA_PATHS = {"direct": "gram", "matrix": "gram", "mean map": "direct", "float64 maps": "direct"}
 """What the CUDA backend calls the path of a case where the name differs."""
 each_path = pytest.mark.parametrize("path", SMALL)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
