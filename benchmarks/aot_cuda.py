@@ -29,14 +29,13 @@ LIBRARY = extension.FOLDER / extension.LIBRARY
 HEADING = "# The CUDA kernels of the compiled extension"
 ASSUMPTIONS = """\
 The same prediction from the machine code of the library's own sm_90 kernels, for contiguous tensors: every launch of a call
-(norms and scale; lags, windows or gram, and finish), its blocks as csrc/plan_cuda.cpp cuts them. Each span of machine
-code counts as the longest way through it that one warp can take, and loops as often as the source's bounds say: rows of a map
-in the stream and rows at its edges, with the sums that end there; columns of outputs, and the sums that are shared out; tiles,
-their rows and their outputs; the features of a group of samples; phase 2 with its kernels' loads. Where warps of a block part,
-all are taken to go the longest way, except in the loads of kernels and the sums of slots in phase 2. Left out: loops that a
-block goes through once (where taps lie), code for warps that have come apart, what maps with numbers out of float32's safe
-range or near its ends take, the narrower throughput of float64, of conversions and of shared memory, waves of blocks, and
-whatever warps do not hide, as above.
+(norms and scale; lags or gram, and finish), its blocks as csrc/plan_cuda.cpp cuts them. Each span of machine code counts as
+the longest way through it that one warp can take, and loops as often as the source's bounds say: rows of a map in the stream
+and rows at its edges, with the sums that end there; tiles, their rows and their outputs; the features of a group of samples;
+phase 2 with its kernels' loads. Where warps of a block part, all are taken to go the longest way, except in the loads of
+kernels and the sums of slots in phase 2. Left out: loops that a block goes through once (where taps lie), code for warps that
+have come apart, what maps with numbers out of float32's safe range or near its ends take, the narrower throughput of float64,
+of conversions and of shared memory, waves of blocks, and whatever warps do not hide, as above.
 Linear layers are left out. Pixels are those of the input for norms and lags, of the output for gram; "pixels" as a bound
 is all of phase 1, "filters" the rest."""
 COLUMNS = [

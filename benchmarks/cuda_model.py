@@ -42,7 +42,7 @@ class Call:
 def streamed_rows(c: Conv) -> tuple[int, int, Counter[int]]:
     """Of a map in csrc/lags_cuda.cu with stride 1: turns of the loop over three rows, rows outside it, and how often the sums
     of each row distance end."""
-    k, top, high = 3, c.before[1], c.out[1]
+    k, top, high = c.kernel[1], c.before[1], c.out[1]
     turns, edges, ends = 0, 0, Counter[int]()
     r, end = top, top + c.size[1]
     while r < end:
@@ -133,34 +133,9 @@ def group_of_samples(kernel: Kernel, group: Loop, c: Conv, p: Plan) -> float:
     return total
 
 
-def windows(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
-    reuse, near = 2 * c.dilation[1] == c.stride[1], c.acts_x[2] == 1 and c.dilation[2] == 1
-    kernel = named(found, f"7windowsI{TYPES[c.acts_type]}Lb{reuse:d}ELb{near:d}E")
-    outputs = only("45 multiply-adds", [x for x in kernel.whole.in_order() if kernel.count(x, "FFMA") == 45])
-    nest = kernel.around(outputs)
-    if len(nest) != 6 or len(nest[2].inside) != 2 or len(nest[4].inside) != 2:
-        raise Unclear(f"{len(nest)} loops around the products of windows")
-    column, rows, shuffles = nest[3], nest[4], nest[4].inside[0]
-    high, chunks = c.out[1], ceil_div(c.out[2], p.lanes)
-    turns, summed, flushes = 0, 0, 0
-    for count in [min(128, high - h) for h in range(0, high, 128)] * chunks:
-        full = summed + count > 128
-        turns, flushes, summed = turns + 1, flushes + full, count + (0 if full else summed)
-    on = kernel.way(rows, never=range(shuffles.first, shuffles.last))
-    sharing = int(math.log2(p.lanes // 4)) * kernel.way(shuffles)
-    a_map = (
-        sharing
-        + chunks * kernel.way(column)
-        + turns * on
-        + flushes * (kernel.way(rows) - on + sharing)
-        + chunks * high * kernel.way(outputs)
-    )
-    return Call(maps_call(found, kernel, c, p, a_map), kernel.way(outputs))
-
-
 def gram(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
     if p.lanes:
-        return windows(found, c, p)
+        raise Unclear("windows has no model")  # no layer of the suites takes it
     near = c.kernel[2] == p.block and c.dilation[2] == 1
     stride = c.stride[2] if near and c.stride[2] <= 2 else 0
     kernel = named(found, f"4gramI{TYPES[c.acts_type]}Li{p.block}ELb{near:d}ELi{stride}E")
@@ -197,7 +172,7 @@ def gram(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
     first = Queued(
         p.parts * c.channels, count, steps * at_once * a_place, c.samples * c.acts_n * ITEM[c.acts_type] + sum_bytes(c, p)
     )
-    an_output = (runs * run * a_run / run + rest * kernel.way(products)) / (runs * run + rest)
+    an_output = (runs * a_run + rest * kernel.way(products)) / (runs * run + rest)
     return Call([first, finish(found, c, p)], groups * (groups + 1) // 2 * an_output)
 
 

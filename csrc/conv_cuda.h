@@ -31,10 +31,10 @@ inline Parts cut(int64_t samples, int64_t block, int64_t programs, int64_t bytes
 // How lags_cuda.cu reads a tile's rows: by vectors, or pixel by pixel, neighbours in memory or not.
 enum class Reading : int64_t { vectors, singly, strided };
 
-// Whether every row of every map can be read `piece` pixels at a time.
+// Whether every map can be read `piece` neighbouring pixels at a time from its first on.
 inline bool whole_loads(const Conv& c, int64_t piece) {
-  return c.acts_x[2] == 1 && c.size[2] % piece == 0 && c.acts_x[1] % piece == 0 && c.acts_c % piece == 0 &&
-         c.acts_n % piece == 0 && reinterpret_cast<uintptr_t>(c.acts) % (piece * item_size(c.acts_type)) == 0;
+  return c.acts_x[2] == 1 && c.acts_c % piece == 0 && c.acts_n % piece == 0 &&
+         reinterpret_cast<uintptr_t>(c.acts) % (piece * item_size(c.acts_type)) == 0;
 }
 
 // Of gram_cuda.cu: neighbouring outputs that a thread takes at once, whose columns are `stride` apart; as many as often

@@ -278,7 +278,7 @@ template <class S, int STRIDE, int WIDTH, Reading READING>
 __global__ void __launch_bounds__(kThreads, WIDTH == 8 && READING != Reading::strided ? 3 : 2)
     lags(Conv c, CudaPlan p, Partial partial) {
   const Features f(kTaps, p.samples, p.filters, shared_memory<char>());
-  score_samples<kTaps>(c, p, f, partial, [&](int place, int64_t base, bool used) {
+  score_samples(c, p, f, partial, [&](int place, int64_t base, bool used) {
     const int lanes = p.lanes, lane = threadIdx.x % lanes;
     const Target t{f.g + place * f.row, lane, lanes, STRIDE, static_cast<int>(c.out[1])};
     Stream<S, STRIDE, WIDTH, READING> stream(c, p, static_cast<const S*>(c.acts) + base, lane, used);

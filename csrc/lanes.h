@@ -5,9 +5,9 @@
 
 namespace nnrelief {
 
-// The norms of a block's samples, whose features `add_features(place, n, used)` adds to f.g: all lanes of a warp at
-// once, those without a sample with zeros.
-template <int TAPS, class Call>
+// The norms of a block's samples under 3x3 kernels, whose features `add_features(place, n, used)` adds to f.g: all
+// lanes of a warp at once, those without a sample with zeros.
+template <class Call>
 __device__ __forceinline__ void score_samples(const Conv& c, const CudaPlan& p, const Features& f,
                                               const Partial& partial, const Call& add_features) {
   const Block block(c.channels);
@@ -28,7 +28,7 @@ __device__ __forceinline__ void score_samples(const Conv& c, const CudaPlan& p, 
     __syncthreads();
     bad = f.judge() || bad;
     __syncthreads();
-    bad = add_norms<TAPS>(c, f, Member(c, block.index).kernels, first > begin, partial.sums) || bad;
+    bad = add_norms<9>(c, f, Member(c, block.index).kernels, first > begin, partial.sums) || bad;
   }
   bad = __syncthreads_or(bad);
   if (threadIdx.x == 0) partial.flags[blockIdx.x] = bad;

@@ -27,9 +27,7 @@ bool norms_serve(const Conv& c) {
 
 // Threads side by side on a map's pixels, with at least kLoads loads for each, or on neighbouring channels.
 void choose_lanes(const Conv& c, CudaPlan& p) {
-  const auto whole = [](int64_t x) { return x % 4 == 0; };
-  const bool pieces = joined(c) && c.acts_x[2] == 1 && whole(c.pixels()) && whole(c.acts_c) && whole(c.acts_n) &&
-                      reinterpret_cast<uintptr_t>(c.acts) % (4 * item_size(c.acts_type)) == 0;
+  const bool pieces = joined(c) && c.pixels() % 4 == 0 && whole_loads(c, 4);
   const bool channels = c.acts_c == 1 && c.acts_x[2] != 1 && c.channels >= 16;
   p.columns = pieces ? 4 : 1;
   p.lanes = channels ? 0 : 1;
@@ -63,7 +61,7 @@ bool choose_columns(const Conv& c, CudaPlan& p) {
     p.lanes = lanes;
     p.outputs = reading == Reading::vectors ? columns / stride : ceil_div(wide, lanes);
   };
-  if (c.before[2] == 1 && width == stride * wide && whole_loads(c, 4)) {
+  if (c.before[2] == 1 && width == stride * wide && c.acts_x[1] % 4 == 0 && whole_loads(c, 4)) {
     for (const int64_t columns : {28, 32, 16, 8})
       if (width % columns == 0) consider(columns, Reading::vectors);
   }

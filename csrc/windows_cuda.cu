@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kThreads, 4) windows(Conv c, CudaPlan p, Parti
   }
   const int lanes = p.lanes, lane = threadIdx.x % lanes, high = c.out[1], wide = c.out[2];
   const int down = c.stride[1], dilation = c.dilation[1];
-  score_samples<kTaps>(c, p, f, partial, [&](int place, int64_t base, bool used) {
+  score_samples(c, p, f, partial, [&](int place, int64_t base, bool used) {
     float sums[kPairs] = {};
     uint32_t low = ~0u;
     int summed = 0;
