@@ -56,7 +56,7 @@ def check(weight, acts, bias=None, **options):
 
 @pytest.fixture(autouse=True)
 def guarded_launches(monkeypatch):
-    """Buffers start as NaN (flags as 1), lie between bands of bytes that no kernel may change, and inputs stay as they are."""
+    """Buffers start as NaN, lie between bands of bytes that no kernel may change, and inputs stay as they are."""
     band, bands, plain = 4096, [], torch.Tensor.new_empty
 
     def new_empty(tensor, size, dtype=None, **others):
@@ -67,7 +67,7 @@ def guarded_launches(monkeypatch):
         room = torch.full((nbytes + 2 * band,), 0x5A, dtype=torch.uint8)
         bands.append((room, nbytes))
         inner = room[band : band + nbytes].view(dtype).reshape(size)
-        return inner.fill_(math.nan if dtype.is_floating_point else 1)
+        return inner.fill_(math.nan)
 
     monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
     yield

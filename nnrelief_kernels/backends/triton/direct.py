@@ -10,7 +10,7 @@ once per filter. A float32 sum has at most `height_out` terms, or k².
 
 Range. |K| is divided by a power of two near its peak. What then falls below 2^-126 is lost: at most k² 2^-126 of the map's
 largest pixel, per output. So a norm is trusted whose square is above 2^-80, times the square of that pixel if it is above 1,
-and below 2^100. A program with one that is not, as one with NaN or Inf, raises its flag (see forms.py).
+and below 2^100; one that is not becomes NaN (see forms.py).
 """
 
 import triton
@@ -55,13 +55,13 @@ SIZES = ("samples", "chunk", "channels", "height", "height_out", "filters", "per
 
 @triton.jit(do_not_specialize=SIZES)
 def direct_kernel(
-    x, weight, sums, flags,
+    x, weight, sums,
     samples, chunk, channels, height, height_out, filters, per_group,
     xn, xc, xh, xw, wj, wi, wh, ww,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADS: tl.constexpr, WIDTH: tl.constexpr, WIDTH_OUT: tl.constexpr,
     TW: tl.constexpr, TILES: tl.constexpr, ALIGN: tl.constexpr, BN: tl.constexpr, TP: tl.constexpr,
 ):  # fmt: skip
-    """sums [chunks, channels, filters] and flags [chunks, channels] from x [samples, channels, height, WIDTH]."""
+    """sums [chunks, channels, filters] from x [samples, channels, height, WIDTH]."""
     BM: tl.constexpr = BN * TILES
     KH: tl.constexpr = KERNEL[1]
     KW: tl.constexpr = KERNEL[2]
@@ -86,7 +86,6 @@ def direct_kernel(
     tap = tl.arange(0, TP)
     at_tap = kernel_element(tap, KERNEL, 0, wh, ww)
     zero = tl.zeros([BM], tl.float32)
-    bad = tl.full([], 0, tl.int32)
     for j in range(filters):
         kernel = kernels + tl.cast(j, tl.int64) * wj
         _, scale, _, largest = normalised(tl.abs(tl.load(kernel + at_tap, tap < TAPS, 0.0).to(tl.float32)), 0)
@@ -133,21 +132,19 @@ def direct_kernel(
                 q += tl.where(tile * TW + u < WIDTH_OUT, squares[u], 0.0)
             q, most = tl.sum(q.reshape(BN, TILES), 1), tl.max(most.reshape(BN, TILES), 1)  # [BN]
             least = tl.where(tl.minimum(most, largest) > 0, tl.maximum(most * most, 1.0) * LEAST, 0.0)  # nothing is 0 exactly
-            bad |= tl.max((~((q < LARGEST) & (q >= least))).to(tl.int32), 0)
-            norms += tl.sum(tl.sqrt(q), 0).to(tl.float64)
+            norms += tl.sum(tl.sqrt(tl.where((q < LARGEST) & (q >= least), q, float("nan"))), 0).to(tl.float64)
         tl.store(sums + program * filters + j, norms * scale)
-    tl.store(flags + program, bad)
 
 
-def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor, flags: Tensor) -> Launch:
-    """sums float64 [chunks, channels, filters], flags int32 [chunks, channels]."""
+def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor) -> Launch:
+    """sums float64 [chunks, channels, filters]."""
     tiles, stride = plan.direct_tiles(call.geometry), plan.three(call.geometry.stride, 1)[1:]
     strides = {name: call.x_strides[name] for name in ("xn", "xc", "xh")}
     align = plan.vector(call.acts, (*strides.values(), call.size[2])) if call.x_strides["xw"] == 1 else 1
     pads = plan.three(call.geometry.padding, (0, 0))[1:]
     samples = plan.direct_samples(call.samples, plan.blocks(target), tiles)
     arguments = {
-        "x": call.acts, "weight": call.weight, "sums": sums, "flags": flags,
+        "x": call.acts, "weight": call.weight, "sums": sums,
         "samples": call.samples, "chunk": chunks.size, "channels": call.channels,
         "height": call.size[1], "height_out": call.out[1], "filters": call.filters, "per_group": call.per_group,
         **{name: stride // align for name, stride in strides.items()}, "xw": call.x_strides["xw"],

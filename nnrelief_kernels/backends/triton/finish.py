@@ -1,8 +1,8 @@
 """The second step: adds what the programs of the first left, in a fixed order, and scores again what float32 could not.
 
-A program owns a channel and BJ filters. For a chunk of samples whose flag is up, or for every chunk where nothing else ran
+A program owns a channel and BJ filters. For a chunk of samples whose sum is NaN, or for every chunk where nothing else ran
 (float64 inputs, and the one mean map of "norm_of_mean" and "l1"), it forms the feature maps themselves in float64, a tile
-of outputs at a time. No flag reaches the host. The geometry is known at run time only, so that layers share a binary.
+of outputs at a time. Nothing of this reaches the host. The geometry is known at run time only, so that layers share a binary.
 """
 
 import triton
@@ -53,7 +53,7 @@ def map_norms(
 
 @triton.jit(do_not_specialize=SIZES)
 def finish_kernel(
-    x, weight, sums, flags, out,
+    x, weight, sums, out,
     samples, chunk, parts, channels, filters, per_group, blocks, first,
     positions, height_out, width_out, depth, height, width, xn, xc, xd, xh, xw, wj, wi, wd, wh, ww,
     kd, kh, kw, sd, sh, sw, pd, ph, pw, dd, dh, dw,  # kernel, stride, padding, dilation
@@ -77,34 +77,40 @@ def finish_kernel(
     else:
         for first_part in range(0, parts, BP):
             part = first_part + tl.arange(0, BP)
-            raised = tl.load(flags + part * channels + channel, part < parts, 0).to(tl.int32)  # [BP]
-            valid = (part < parts) & (raised == 0)
             if FIRST == "filter":
                 at = sums + ((part * channels + channel) * filters)[:, None] + j[None, :]
-                total += tl.sum(tl.load(at, valid[:, None] & (j < filters)[None, :], 0.0).to(tl.float64), 0)
+                own = tl.load(at, (part < parts)[:, None] & (j < filters)[None, :], 0.0).to(tl.float64)  # [BP, BJ]
+                failed = tl.sum(tl.sum((own != own).to(tl.int32), 1), 0)
+                total += tl.sum(tl.where(own == own, own, 0.0), 0)
             else:
                 w = tl.abs(tl.load(kernels + j * wj, j < filters, 0.0).to(tl.float64))
-                total += tl.sum(tl.load(sums + part * channels + channel, valid, 0.0).to(tl.float64), 0) * w
-            if tl.sum(raised, 0) > 0:
+                own = tl.load(sums + part * channels + channel, part < parts, 0.0).to(tl.float64)  # [BP]
+                failed = tl.sum((own != own).to(tl.int32), 0)
+                total += tl.sum(tl.where(own == own, own, 0.0), 0) * w
+            if failed > 0:
                 for p in range(first_part, tl.minimum(first_part + BP, parts)):
-                    if tl.load(flags + p * channels + channel).to(tl.int32) != 0:
+                    place = p * channels + channel
+                    own_p = tl.load(sums + (place * filters + j if FIRST == "filter" else place + 0 * j), j < filters, 0.0)
+                    again = own_p != own_p  # [BJ]
+                    if tl.sum(again.to(tl.int32), 0) > 0:
                         for n in range(p * chunk, tl.minimum(p * chunk + chunk, samples)):
-                            total += map_norms(x + n * xn + local * xc, kernels, j, filters, positions, height_out, width_out,
-                                               depth, height, width, xd, xh, xw, wj, wd, wh, ww,
-                                               kernel, stride, padding, dilation, MODE, ORDER, BL)  # fmt: skip
+                            y = map_norms(x + n * xn + local * xc, kernels, j, filters, positions, height_out, width_out,
+                                          depth, height, width, xd, xh, xw, wj, wd, wh, ww,
+                                          kernel, stride, padding, dilation, MODE, ORDER, BL)  # fmt: skip
+                            total += tl.where(again, y, 0.0)
     tl.store(out + (group * filters + j) * per_group + member, total, j < filters)
 
 
 def launch(
-    call: Call, chunks: plan.Chunks, sums: Tensor, flags: Tensor, out: Tensor, before: str, order: int = 2, first: int = 0
+    call: Call, chunks: plan.Chunks, sums: Tensor, out: Tensor, before: str, order: int = 2, first: int = 0
 ) -> Launch:
-    """out [C_out, per_group]; `sums` and `flags` as the kernel that came `before` fills them."""
+    """out [C_out, per_group]; `sums` as the kernel that came `before` fills it."""
     names = {"k": "KERNEL", "s": "STRIDE", "p": "PADDING", "d": "DILATION"}
     numbers = {short + axis: n for short, name in names.items() for axis, n in zip("dhw", call.constants[name])}
     block = plan.finish_block(before, chunks.count)
     blocks = plan.ceil_div(call.filters, block.filters)
     arguments = {
-        "x": call.acts, "weight": call.weight, "sums": sums, "flags": flags, "out": out,
+        "x": call.acts, "weight": call.weight, "sums": sums, "out": out,
         "samples": call.samples, "chunk": chunks.size, "parts": chunks.count, "channels": call.channels,
         "filters": call.filters, "per_group": call.per_group, "blocks": blocks, "first": first,
         **call.sizes, **call.x_strides, **call.weight_strides, **numbers, "MODE": call.constants["MODE"],

@@ -7,8 +7,8 @@ it would be larger than the layer. Features stand in the order (0,0), (0,1), ...
 Range. v is divided by a power of two near its peak; g is as it came, since |x| is read once. What float32 may have lost is
 found afterwards. Squares of |x| >= 2^-30 and their products with squares of v >= 2^-25 of its peak are normal numbers. Where
 a map or a kernel holds something smaller, what vanished is below 2^-100, so a norm is trusted whose square is above 2^-80
-(times the largest feature, if that is above 1). Features must stay below 2^100. A program with a norm that fails, as one
-with NaN or Inf does, raises its flag, and finish.py scores its maps once more in float64.
+(times the largest feature, if that is above 1). Features must stay below 2^100. A norm that fails, as one of NaN or Inf
+does, becomes NaN, and so does the sum that it is added to: finish.py then scores those maps once more in float64.
 """
 
 import triton
@@ -79,7 +79,7 @@ def add_norms(
     filters,
     KERNEL: tl.constexpr, FP: tl.constexpr, BJ: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """sums[j] += sum_n sqrt(g_n . f_j); 1 where a number was out of range, else 0."""
+    """sums[j] += sum_n sqrt(g_n . f_j), NaN where a number was out of range."""
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
     feature = tl.arange(0, FP)
     a, b = pair(feature, TAPS)  # [FP]
@@ -88,8 +88,8 @@ def add_norms(
     b = tl.broadcast_to(tl.minimum(b, TAPS - 1)[:, None], [FP, BJ])
     tap = tl.arange(0, TP)
     at_tap = kernel_element(tap, KERNEL, wd, wh, ww)
-    bad = tl.max((~(most < LARGEST)).to(tl.int32), 0)
-    least = tl.maximum(most, 1.0) * LEAST  # [BN]
+    large = ~(most < LARGEST)  # [BN]
+    least = tl.maximum(most, 1.0) * LEAST
     tl.debug_barrier()  # the sums loaded below may have been stored by another thread of this program
     for j0 in range(0, filters, BJ):
         j = j0 + tl.arange(0, BJ)
@@ -98,8 +98,7 @@ def add_norms(
         v, scale, small_weight, peak = normalised(v, 0)
         form = tl.gather(v, a, 0) * tl.gather(v, b, 0) * times  # [FP, BJ]
         q = product(g, form, tl.zeros([g.shape[0], BJ], tl.float32), PRECISION)  # [BN, BJ]
-        doubtful = (q < least[:, None]) & (has_small[:, None] | small_weight[None, :]) & (peak > 0)[None, :]
-        bad |= tl.max(tl.max(doubtful.to(tl.int32), 1), 0)
+        vanished = (q < least[:, None]) & (has_small[:, None] | small_weight[None, :]) & (peak > 0)[None, :]
+        norms = tl.sqrt(tl.where(vanished | large[:, None], float("nan"), q))
         earlier = tl.load(sums + j, (j < filters) & again, 0.0).to(tl.float64)
-        tl.store(sums + j, earlier + tl.sum(tl.sqrt(q), 0).to(tl.float64) * scale, j < filters)
-    return bad
+        tl.store(sums + j, earlier + tl.sum(norms, 0).to(tl.float64) * scale, j < filters)

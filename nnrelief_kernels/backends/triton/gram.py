@@ -34,13 +34,13 @@ SIZES = ("samples", "chunk", "channels", "filters", "per_group", "positions", "h
 
 @triton.jit(do_not_specialize=SIZES)
 def gram_kernel(
-    x, weight, sums, flags,
+    x, weight, sums,
     samples, chunk, channels, filters, per_group, positions, height_out, width_out, depth, height, width,
     xn, xc, xd, xh, xw, wj, wi, wd, wh, ww,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr, MODE: tl.constexpr,
     BN: tl.constexpr, LP: tl.constexpr, FP: tl.constexpr, BJ: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """sums [chunks, channels, filters] and flags [chunks, channels] from x [samples, channels, depth, height, width]."""
+    """sums [chunks, channels, filters] from x [samples, channels, depth, height, width]."""
     BM: tl.constexpr = BN * LP
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
     COUNT: tl.constexpr = TAPS * (TAPS + 1) // 2
@@ -49,7 +49,6 @@ def gram_kernel(
     group = channel.to(tl.int32) // per_group
     kernels = weight + group.to(tl.int64) * filters * wj + (channel - group * per_group) * wi
     lane = tl.arange(0, BM) % LP
-    bad = tl.full([], 0, tl.int32)
     for begin in range(part * chunk, tl.minimum(part * chunk + chunk, samples), BN):
         n = begin + tl.arange(0, BM) // LP
         map_n = x + channel * xc + n * xn  # [BM]
@@ -80,18 +79,17 @@ def gram_kernel(
         g = tl.sum(joined(features, FP).reshape(BN, LP, FP), 1)
         most = tl.sum(most.reshape(BN, LP), 1)
         has_small = tl.max((least < SMALL_BITS - 1).to(tl.int32).reshape(BN, LP), 1) > 0
-        bad |= add_norms(g, most, has_small, kernels, wj, wd, wh, ww, sums + program * filters, begin > part * chunk, filters,
+        add_norms(g, most, has_small, kernels, wj, wd, wh, ww, sums + program * filters, begin > part * chunk, filters,
                          KERNEL, FP, BJ, PRECISION)  # fmt: skip
-    tl.store(flags + program, bad)
 
 
-def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor, flags: Tensor) -> Launch:
-    """sums float64 [chunks, channels, filters], flags int32 [chunks, channels]."""
+def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor) -> Launch:
+    """sums float64 [chunks, channels, filters]."""
     blocks, taps = plan.blocks(target), call.geometry.taps
     lanes = plan.lanes_of_map(call.geometry)
     samples = plan.samples_at_once(call.samples, lanes, blocks)
     arguments = {
-        "x": call.acts, "weight": call.weight, "sums": sums, "flags": flags,
+        "x": call.acts, "weight": call.weight, "sums": sums,
         "samples": call.samples, "chunk": chunks.size, "channels": call.channels,
         "filters": call.filters, "per_group": call.per_group,
         **call.sizes, **call.x_strides, **call.weight_strides, **call.constants,

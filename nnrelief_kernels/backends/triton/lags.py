@@ -132,13 +132,13 @@ SIZES = ("samples", "chunk", "channels", "height", "filters", "per_group", "xn",
 
 @triton.jit(do_not_specialize=SIZES)
 def lags_kernel(
-    x, weight, sums, flags,
+    x, weight, sums,
     samples, chunk, channels, height, filters, per_group,
     xn, xc, xh, xw, wj, wi, wh, ww,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADS: tl.constexpr, WIDTH: tl.constexpr, TW: tl.constexpr,
     TILES: tl.constexpr, ALIGN: tl.constexpr, BN: tl.constexpr, FP: tl.constexpr, BJ: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """sums [chunks, channels, filters] and flags [chunks, channels] from x [samples, channels, height, WIDTH]."""
+    """sums [chunks, channels, filters] from x [samples, channels, height, WIDTH]."""
     BM: tl.constexpr = BN * TILES
     LOAD: tl.constexpr = triton.next_power_of_2(TW)
     USED: tl.constexpr = TW + (KERNEL[2] - 1 if TILES > 1 else 0)
@@ -156,7 +156,6 @@ def lags_kernel(
     own_sums = sums + program * filters
     tile = tl.arange(0, BM) % TILES
     u, e = tl.arange(0, LOAD), LOAD + tl.arange(0, 2)
-    bad = tl.full([], 0, tl.int32)
     for begin in range(part * chunk, tl.minimum(part * chunk + chunk, samples), BN):
         n = begin + tl.arange(0, BM) // TILES
         corner = x + channel * xc + n * xn + (tile * TW).to(tl.int64) * xw  # [BM]
@@ -208,13 +207,12 @@ def lags_kernel(
         most = tl.sum(most.reshape(BN, TILES), 1)
         g = tl.sum(joined(features, FP).reshape(BN, TILES, FP), 1)
         has_small = tl.max((least < SMALL_BITS - 1).to(tl.int32).reshape(BN, TILES), 1) > 0
-        bad |= add_norms(g, most, has_small, kernels, wj, 0, wh, ww, own_sums, begin > part * chunk, filters,
+        add_norms(g, most, has_small, kernels, wj, 0, wh, ww, own_sums, begin > part * chunk, filters,
                          KERNEL, FP, BJ, PRECISION)  # fmt: skip
-    tl.store(flags + program, bad)
 
 
-def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor, flags: Tensor) -> Launch:
-    """sums float64 [chunks, channels, filters], flags int32 [chunks, channels]."""
+def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor) -> Launch:
+    """sums float64 [chunks, channels, filters]."""
     blocks = plan.blocks_for(call.acts, target)
     tiles = plan.lag_tiles(call.geometry, blocks, call.samples * call.channels)
     strides = {name: call.x_strides[name] for name in ("xn", "xc", "xh")}
@@ -226,7 +224,7 @@ def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor, f
     after = [(out - 1) * t + k - size - p for out, t, k, size, p in zip(call.out, stride, call.kernel, call.size, before)]
     samples = plan.samples_at_once(call.samples, tiles.count, blocks)
     arguments = {
-        "x": call.acts, "weight": call.weight, "sums": sums, "flags": flags,
+        "x": call.acts, "weight": call.weight, "sums": sums,
         "samples": call.samples, "chunk": chunks.size, "channels": call.channels, "height": call.size[1],
         "filters": call.filters, "per_group": call.per_group,
         **{name: stride // align for name, stride in strides.items()}, "xw": call.x_strides["xw"],

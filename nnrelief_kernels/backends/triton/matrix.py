@@ -20,13 +20,13 @@ SIZES = ("samples", "chunk", "channels", "filters", "per_group", "positions", "h
 
 @triton.jit(do_not_specialize=SIZES)
 def matrix_kernel(
-    x, weight, sums, flags,
+    x, weight, sums,
     samples, chunk, channels, filters, per_group, positions, height_out, width_out, depth, height, width,
     xn, xc, xd, xh, xw, wj, wi, wd, wh, ww,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr, MODE: tl.constexpr,
     TP: tl.constexpr, BL: tl.constexpr, BJ: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """sums [chunks, channels, filters] and flags [chunks, channels] from x [samples, channels, depth, height, width].
+    """sums [chunks, channels, filters] from x [samples, channels, depth, height, width].
 
     EXACT: a precision of products that takes a float16 or bfloat16 as it is.
     """
@@ -37,7 +37,6 @@ def matrix_kernel(
     kernels = weight + group.to(tl.int64) * filters * wj + (channel - group * per_group) * wi
     tap = tl.arange(0, TP)
     at_tap = kernel_element(tap, KERNEL, wd, wh, ww)
-    bad = tl.full([], 0, tl.int32)
     for n in range(part * chunk, tl.minimum(part * chunk + chunk, samples)):
         map_n = x + channel * xc + n * xn
         g = tl.zeros([TP, TP], tl.float32)
@@ -53,7 +52,7 @@ def matrix_kernel(
                 least = small(u, least)
                 inner = product(u, tl.trans(u), inner, EXACT if x.dtype.element_ty.primitive_bitwidth == 16 else PRECISION)
             g += inner
-        bad |= tl.max(tl.max((~(g < LARGEST)).to(tl.int32), 1), 0)
+        large = tl.max(tl.max((~(g < LARGEST)).to(tl.int32), 1), 0) > 0
         has_small = tl.min(tl.min(least, 1), 0) < SMALL_BITS - 1
         trusted = tl.maximum(tl.max(tl.max(g, 1), 0), 1.0) * LEAST
         tl.debug_barrier()  # the sums loaded below may have been stored by another thread of this program
@@ -63,17 +62,17 @@ def matrix_kernel(
             v = tl.abs(tl.load(at, (j < filters)[:, None] & (tap < TAPS)[None, :], 0.0).to(tl.float32))  # [BJ, TP]
             v, scale, small_weight, peak = normalised(v, 1)
             q = tl.sum(product(v, g, tl.zeros([BJ, TP], tl.float32), PRECISION) * v, 1)  # [BJ]
-            bad |= tl.max(((q < trusted) & (has_small | small_weight) & (peak > 0)).to(tl.int32), 0)
+            vanished = (q < trusted) & (has_small | small_weight) & (peak > 0)
+            norm = tl.sqrt(tl.where(vanished | large, float("nan"), q))
             earlier = tl.load(sums + program * filters + j, (j < filters) & (n > part * chunk), 0.0).to(tl.float64)
-            tl.store(sums + program * filters + j, earlier + tl.sqrt(q).to(tl.float64) * scale, j < filters)
-    tl.store(flags + program, bad)
+            tl.store(sums + program * filters + j, earlier + norm.to(tl.float64) * scale, j < filters)
 
 
-def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor, flags: Tensor) -> Launch:
-    """sums float64 [chunks, channels, filters], flags int32 [chunks, channels]."""
+def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor) -> Launch:
+    """sums float64 [chunks, channels, filters]."""
     blocks, taps = plan.blocks(target), plan.power_of_two(call.geometry.taps)
     arguments = {
-        "x": call.acts, "weight": call.weight, "sums": sums, "flags": flags,
+        "x": call.acts, "weight": call.weight, "sums": sums,
         "samples": call.samples, "chunk": chunks.size, "channels": call.channels,
         "filters": call.filters, "per_group": call.per_group,
         **call.sizes, **call.x_strides, **call.weight_strides, **call.constants,

@@ -20,12 +20,12 @@ SIZES = ("samples", "chunk", "channels", "positions", "height_out", "width_out",
 
 @triton.jit(do_not_specialize=SIZES)
 def norms_kernel(
-    x, sums, flags,
+    x, sums,
     samples, chunk, channels, blocks, positions, height_out, width_out, depth, height, width, xn, xc, xd, xh, xw,
     STRIDE: tl.constexpr, PADDING: tl.constexpr, MODE: tl.constexpr, ORDER: tl.constexpr, ALIGN: tl.constexpr,
     BC: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
-    """sums and flags [chunks, channels] from x [samples, channels, depth, height, width]."""
+    """sums from x [samples, channels, depth, height, width]."""
     part, block = own_place(blocks)
     # what ALIGN divides comes divided by it, so that the compiler knows
     xn = xn.to(tl.int64) * ALIGN
@@ -35,7 +35,6 @@ def norms_kernel(
         xw, channels = xw.to(tl.int64) * ALIGN, channels * ALIGN
     channel = block * BC + tl.arange(0, BC)  # [BC]
     total = tl.zeros([BC], tl.float64)
-    bad = tl.zeros([BC], tl.int32)
     for n in range(part * chunk, tl.minimum(part * chunk + chunk, samples)):
         maps = x + n * xn + channel.to(tl.int64) * xc
         squares = tl.zeros([BC, BL], tl.float32)
@@ -55,14 +54,13 @@ def norms_kernel(
                 least = small(value, least)
         square = tl.sum(squares, 1)  # [BC]
         has_small = tl.min(least, 1) < SMALL_BITS - 1
-        bad |= (~(square < LARGEST) | ((square < LEAST) & has_small)).to(tl.int32)
-        total += tl.sqrt(square).to(tl.float64)
+        trusted = (square < LARGEST) & ((square >= LEAST) | ~has_small)
+        total += tl.sqrt(tl.where(trusted, square, float("nan"))).to(tl.float64)
     tl.store(sums + part * channels + channel, total, channel < channels)
-    tl.store(flags + part * channels + channel, bad, channel < channels)
 
 
-def launch(call: Call, chunks: plan.Chunks, sums: Tensor, flags: Tensor) -> Launch:
-    """sums float64 [chunks, channels], flags int32 [chunks, channels]."""
+def launch(call: Call, chunks: plan.Chunks, sums: Tensor) -> Launch:
+    """sums float64 [chunks, channels]."""
     sizes, strides, constants = call.sizes, dict(call.x_strides), call.constants
     channels, positions, order, align = call.channels, sizes["positions"], memory_order(call), 1
     if order == "rows":
@@ -74,7 +72,7 @@ def launch(call: Call, chunks: plan.Chunks, sums: Tensor, flags: Tensor) -> Laun
     strides["xn"] //= align
     block = plan.norm_blocks(call.channels, sizes["positions"], order)
     arguments = {
-        "x": call.acts, "sums": sums, "flags": flags,
+        "x": call.acts, "sums": sums,
         "samples": call.samples, "chunk": chunks.size, "channels": channels,
         "blocks": plan.ceil_div(call.channels, block.channels), **sizes, "positions": positions, **strides,
         "STRIDE": constants["STRIDE"], "PADDING": constants["PADDING"], "MODE": constants["MODE"],

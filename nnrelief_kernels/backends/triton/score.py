@@ -39,7 +39,7 @@ def conv_launches(
         return
     call = Call(weight, acts, geometry)
     if path == "float64 maps":
-        yield finish.launch(call, plan.Chunks(call.samples, 1), out, out, out, "nothing")
+        yield finish.launch(call, plan.Chunks(call.samples, 1), out, out, "nothing")
         return
     if path == "norms":
         block = plan.norm_blocks(call.channels, geometry.positions, norms.memory_order(call)).channels
@@ -49,13 +49,12 @@ def conv_launches(
         block = plan.sample_block(path, call.samples, call.channels, geometry, plan.blocks_for(acts, target))
         chunks = plan.chunks(call.samples, block, call.channels, 8 * call.channels * call.filters)
         sums = acts.new_empty((chunks.count, call.channels, call.filters), dtype=torch.float64)
-    flags = acts.new_empty((chunks.count, call.channels), dtype=torch.int32)
     if path == "norms":
-        yield norms.launch(call, chunks, sums, flags)
+        yield norms.launch(call, chunks, sums)
     else:
         kernel = {"lags": lags, "direct": direct, "gram": gram, "matrix": matrix}[path]
-        yield kernel.launch(call, target, chunks, sums, flags)
-    yield finish.launch(call, chunks, sums, flags, out, "channel" if path == "norms" else "filter")
+        yield kernel.launch(call, target, chunks, sums)
+    yield finish.launch(call, chunks, sums, out, "channel" if path == "norms" else "filter")
 
 
 def mean_launches(weight: Tensor, acts: Tensor, geometry: ConvGeometry, variant: str, out: Tensor) -> Iterator[Launch]:
@@ -71,7 +70,7 @@ def mean_launches(weight: Tensor, acts: Tensor, geometry: ConvGeometry, variant:
         yield columns.launch(part[three_dimensional], chunks, sums)
         yield columns.add(sums, total)
         order = 1 if variant == "l1" else 2
-        yield finish.launch(Call(weight, total, geometry), plan.Chunks(1, 1), total, total, out, "nothing", order, first)
+        yield finish.launch(Call(weight, total, geometry), plan.Chunks(1, 1), total, out, "nothing", order, first)
 
 
 def linear_launches(weight: Tensor, acts: Tensor, out: Tensor) -> Iterator[Launch]:
