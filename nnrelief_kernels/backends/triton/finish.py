@@ -90,7 +90,8 @@ def finish_kernel(
             if failed > 0:
                 for p in range(first_part, tl.minimum(first_part + BP, parts)):
                     place = p * channels + channel
-                    own_p = tl.load(sums + (place * filters + j if FIRST == "filter" else place + 0 * j), j < filters, 0.0)
+                    at_p = sums + (place * filters + j if FIRST == "filter" else place + 0 * j)
+                    own_p = tl.load(at_p, j < filters, 0.0).to(tl.float64)
                     again = own_p != own_p  # [BJ]
                     if tl.sum(again.to(tl.int32), 0) > 0:
                         for n in range(p * chunk, tl.minimum(p * chunk + chunk, samples)):

@@ -88,8 +88,8 @@ def add_norms(
     b = tl.broadcast_to(tl.minimum(b, TAPS - 1)[:, None], [FP, BJ])
     tap = tl.arange(0, TP)
     at_tap = kernel_element(tap, KERNEL, wd, wh, ww)
-    large = ~(most < LARGEST)  # [BN]
-    least = tl.maximum(most, 1.0) * LEAST
+    has_small |= ~(most < LARGEST)  # [BN]
+    least = tl.where(most < LARGEST, tl.maximum(most, 1.0) * LEAST, float("nan"))
     tl.debug_barrier()  # the sums loaded below may have been stored by another thread of this program
     for j0 in range(0, filters, BJ):
         j = j0 + tl.arange(0, BJ)
@@ -98,7 +98,7 @@ def add_norms(
         v, scale, small_weight, peak = normalised(v, 0)
         form = tl.gather(v, a, 0) * tl.gather(v, b, 0) * times  # [FP, BJ]
         q = product(g, form, tl.zeros([g.shape[0], BJ], tl.float32), PRECISION)  # [BN, BJ]
-        vanished = (q < least[:, None]) & (has_small[:, None] | small_weight[None, :]) & (peak > 0)[None, :]
-        norms = tl.sqrt(tl.where(vanished | large[:, None], float("nan"), q))
+        vanished = ~(q >= least[:, None]) & (has_small[:, None] | small_weight[None, :]) & (peak > 0)[None, :]
+        norms = tl.sqrt(tl.where(vanished, float("nan"), q))
         earlier = tl.load(sums + j, (j < filters) & again, 0.0).to(tl.float64)
         tl.store(sums + j, earlier + tl.sum(norms, 0).to(tl.float64) * scale, j < filters)

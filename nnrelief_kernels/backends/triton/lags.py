@@ -153,10 +153,10 @@ def lags_kernel(
     program = part * channels + channel
     group = channel.to(tl.int32) // per_group
     kernels = weight + group.to(tl.int64) * filters * wj + (channel - group * per_group) * wi
-    own_sums = sums + program * filters
     tile = tl.arange(0, BM) % TILES
     u, e = tl.arange(0, LOAD), LOAD + tl.arange(0, 2)
-    for begin in range(part * chunk, tl.minimum(part * chunk + chunk, samples), BN):
+    # What phase 2 needs in every turn is made in every turn: the registers are the rows'.
+    for begin in tl.range(part * chunk, tl.minimum(part * chunk + chunk, samples), BN, disable_licm=True):
         n = begin + tl.arange(0, BM) // TILES
         corner = x + channel * xc + n * xn + (tile * TW).to(tl.int64) * xw  # [BM]
         at = corner[:, None] + u.to(tl.int64)[None, :] * xw  # [BM, LOAD]
@@ -207,8 +207,8 @@ def lags_kernel(
         most = tl.sum(most.reshape(BN, TILES), 1)
         g = tl.sum(joined(features, FP).reshape(BN, TILES, FP), 1)
         has_small = tl.max((least < SMALL_BITS - 1).to(tl.int32).reshape(BN, TILES), 1) > 0
-        add_norms(g, most, has_small, kernels, wj, 0, wh, ww, own_sums, begin > part * chunk, filters,
-                         KERNEL, FP, BJ, PRECISION)  # fmt: skip
+        add_norms(g, most, has_small, kernels, wj, 0, wh, ww, sums + program * filters, begin > part * chunk, filters,
+                  KERNEL, FP, BJ, PRECISION)  # fmt: skip
 
 
 def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor) -> Launch:
