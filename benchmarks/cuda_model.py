@@ -148,10 +148,11 @@ def gram(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
     stage = only("the staged rows", [x for x in tile.inside if any(kernel.count(y, "LDG") for y in x.inside)])
     shuffles = only("the sums of slots", [x for x in places.inside if kernel.count(x, "SHFL") == wanted])
 
-    lanes = min(32, 1 << (p.extent[2] - 1).bit_length())
-    turns = [ceil_div(p.staged * p.extent[0] * p.extent[1], THREADS // lanes), ceil_div(p.extent[2], lanes)]
+    rows_staged = p.staged * p.extent[0] * p.extent[1]
+    lanes = min(32, max(8, THREADS // (1 << rows_staged.bit_length() - 1)))
+    turns = [ceil_div(rows_staged, THREADS // lanes), ceil_div(p.extent[2], lanes)]
     element = stage.inside[0]
-    load = kernel.places(element, "LDG") + kernel.places(element, "STS")
+    load = kernel.places(element, "LDG")[-1:] + kernel.places(element, "STS")
     staging = turns[0] * (kernel.way(stage, through=[element.first]) + turns[1] * kernel.way(element, through=load))
     tiles = [(math.prod(extent), extent[2]) for extent in boxes(c, p)]
     run = {0: 1, 1: 7 if p.block == 7 else 8, 2: 16}[stride]  # run_of in csrc/conv_cuda.h
@@ -190,7 +191,9 @@ def boxes(c: Conv, p: Plan) -> list[tuple[int, ...]]:
 
 def phase_2(kernel: Kernel, group: Loop, c: Conv, p: Plan) -> float:
     """Of a block's samples (add_norms in csrc/forms.h), on average over its warps: not all load kernels and add up sums."""
-    taps, samples, step, each = math.prod(c.kernel), p.samples, p.filters, 1 if c.filters <= FEW else PER_THREAD
+    taps, samples, step = math.prod(c.kernel), p.samples, p.filters
+    most = PER_THREAD if taps == 9 else samples // 2 * step // THREADS  # add_norms in csrc/forms.h
+    each = 1 if c.filters <= FEW or most < 2 else min(PER_THREAD, 1 << most.bit_length() - 1)
     slots = THREADS * each // step
     filters = only("filters", [loop for loop in group.inside if len(loop.inside) == 3 + 1 + each])
     loads, (forms, *sums) = filters.inside[:3], filters.inside[3:]  # of kernels, by dtype

@@ -9,8 +9,8 @@ namespace nnrelief {
 
 constexpr int kThreads = 128;  // of a block
 constexpr int kWarp = 32;
-constexpr int kPerThread = 4;    // filters of a thread in phase 2,
-constexpr int kFewFilters = 16;  // which are one where there are no more than these
+constexpr int kPerThread = 4;    // filters of a thread in phase 2, at most,
+constexpr int kFewFilters = 16;  // and one where there are no more than these
 constexpr int kLongest = 128;    // products of one float32 sum
 
 HOST_DEVICE inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

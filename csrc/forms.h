@@ -1,6 +1,6 @@
 // Phase 2, device code: from the features of a block's samples to the sums of their norms. The squared norm of a
 // feature map is a quadratic form, || |K_ij| * |x_ni| ||² = v'G v with v = vec|K_ij|; G's triangle lies in shared
-// memory, doubled off the diagonal, four features to one load, and serves kPerThread filters of a thread.
+// memory, doubled off the diagonal, four features to one load, and serves up to kPerThread filters of a thread.
 //
 // Range. v is divided by the power of two at or below its peak; G is as it came, since |x| is read once. What float32
 // may have lost is found afterwards. Squares of |x| >= 2^-30 and their products with squares of v >= 2^-25 of its peak
@@ -240,9 +240,14 @@ __device__ __forceinline__ bool add_norms(const Conv& c, const Features& f, int6
   return !good;
 }
 
+// A thread has as few filters as it takes for all threads to have samples.
 template <int TAPS>
 __device__ __forceinline__ bool add_norms(const Conv& c, const Features& f, int64_t weight, bool again, double* sums) {
-  if (c.filters <= kFewFilters) return add_norms<TAPS, 1>(c, f, weight, again, sums);
+  const int most = c.filters <= kFewFilters ? 1 : TAPS > 0 ? kPerThread : f.samples / 2 * f.step / kThreads;
+  if (most < 2) return add_norms<TAPS, 1>(c, f, weight, again, sums);
+  if constexpr (TAPS == 0) {
+    if (most < kPerThread) return add_norms<TAPS, 2>(c, f, weight, again, sums);
+  }
   return add_norms<TAPS, kPerThread>(c, f, weight, again, sums);
 }
 

@@ -31,22 +31,34 @@ template <class S>
 __device__ __forceinline__ void stage(const Conv& c, const CudaPlan& p, const Tile& t, const Features& f, int64_t ch,
                                       int64_t n, int64_t end, int place, const int64_t* corner) {
   const uint32_t width = p.extent[2], height = p.extent[1], depth = p.extent[0], rows = p.staged * depth * height;
-  const auto source = [&](int d, int64_t i) {  // most lie inside
-    return static_cast<uint64_t>(i) < static_cast<uint64_t>(c.size[d]) ? i : c.source(d, i);
+  const auto within = [&](int d, int64_t i) { return static_cast<uint64_t>(i) < static_cast<uint64_t>(c.size[d]); };
+  const auto source = [&](int d, int64_t i) {  // most lie inside; a tile may reach beyond the padding
+    if (within(d, i)) return i;
+    const int64_t padded = c.source(d, i);
+    return within(d, padded) ? padded : -1;
   };
-  uint32_t lanes = 1;
-  while (lanes < 32 && lanes < width) lanes *= 2;
-  for (uint32_t row = threadIdx.x / lanes; row < rows; row += kThreads / lanes) {
-    const uint32_t h = row % height, volume = row / height, d = volume % depth, s = volume / depth;
+  const uint32_t shift = rows >= kThreads / 8 ? 3 : rows >= kThreads / 16 ? 4 : 5, lanes = 1u << shift;  // of a row
+  const int64_t before = corner[2] < 0 ? -corner[2] : 0, behind = c.size[2] - corner[2];  // columns of the map between
+  const uint32_t first = threadIdx.x & (lanes - 1), columns = behind > before ? behind - before : 0;
+  const bool wraps = c.padding != Padding::zeros;
+  for (uint32_t row = threadIdx.x >> shift; row < rows; row += kThreads >> shift) {
+    const uint32_t volume = rows == height ? 0 : row / height, h = row - volume * height;  // few maps need a division
+    const uint32_t s = depth == 1 ? volume : volume / depth, d = volume - s * depth;
     const int64_t front = source(0, corner[0] + d), line = source(1, corner[1] + h);
     const bool inside = n + s < end && front >= 0 && line >= 0;
-    const S* x =
+    const S* const x =
         static_cast<const S*>(c.acts) + (n + s) * c.acts_n + ch * c.acts_c + front * c.acts_x[0] + line * c.acts_x[1];
+    const S* from = x + (corner[2] + first) * c.acts_x[2];
     float* const to = t.x + row * width;
     uint32_t low = ~0u;
-    for (uint32_t w = threadIdx.x % lanes; w < width; w += lanes) {
-      const int64_t column = source(2, corner[2] + w);
-      const float value = inside && column >= 0 ? magnitude(x[column * c.acts_x[2]]) : 0;
+    for (uint32_t w = first; w < width; w += lanes, from += lanes * c.acts_x[2]) {
+      float value = 0;
+      if (inside && w - static_cast<uint32_t>(before) < columns) {
+        value = magnitude(*from);
+      } else if (inside && wraps) {
+        const int64_t column = source(2, corner[2] + w);
+        if (column >= 0) value = magnitude(x[column * c.acts_x[2]]);
+      }
       to[w] = value;
       low = lower(value, low);
     }
