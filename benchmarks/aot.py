@@ -217,10 +217,18 @@ def instructions(disassembly: str) -> list[Instruction]:
     for line in disassembly.splitlines():
         if label := re.match(r"\s*(\.L_\w+):", line):
             labels[label[1]] = len(found)
-        elif made := re.match(r"\s*/\*[0-9a-f]+\*/\s+(@!?\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)", line):
+        elif made := re.match(r"\s*/\*[0-9a-f]+\*/\s+(@!?\w+\s+)?([A-Z][A-Z0-9_.x]*)(.*)", line):
             to = re.search(r"(\.L_\w+)", made[3]) if made[2].startswith("BRA") else None
             found.append((made[2], bool(made[1]), to and to[1]))
     return [Instruction(name, predicated, labels.get(to) if to else None) for name, predicated, to in found]
+
+
+def slots(operation: str) -> int:
+    """Of a scheduler's issue slots: of products of tf32 matrices as many as sm_90's matrix units need, which make 256
+    multiply-adds in the time of one; of all else one."""
+    if shape := re.match(r"HGMMA\.64x(\d+)x(\d+)\.F32\.TF32", operation):  # one for four warps
+        return 64 // 4 * int(shape[1]) * int(shape[2]) // 256
+    return 16 * 8 * 8 // 256 if operation.startswith("HMMA.1688.F32.TF32") else 1
 
 
 def loops(code: Sequence[Instruction]) -> Loop:

@@ -31,6 +31,7 @@ from benchmarks.aot import (
     identity,
     launches,
     made_by_triton,
+    slots,
     specialisations,
 )
 from benchmarks.rows import write_rows
@@ -52,9 +53,10 @@ Predicted, not measured. For an H100 SXM by its data sheet: {BANDWIDTH / 1e12} T
 schedulers, {CLOCK / 1e9} GHz. The floor is the bytes of the activations over that bandwidth. A launch takes
 {LAUNCH * 1e6:.0f} us and the longer of two: its bytes at {REACHED_BANDWIDTH:.0%} of the bandwidth, and its instructions,
 counted in the machine code loop by loop, at {REACHED_ISSUE:.0%} of one per cycle and scheduler on the multiprocessor that
-gets most programs. Latencies and bank conflicts that warps do not hide are left out; no map is taken to be out of
-float32's safe range. A layer is bound by the largest of its parts: memory, its launches, or the instructions of its loop
-over pixels or of its loop over filters; where there are fewer programs than multiprocessors, their number stands beside it."""
+gets most programs; a product of matrices counts as the cycles that the matrix unit takes for it. Latencies and bank
+conflicts that warps do not hide are left out; no map is taken to be out of float32's safe range. A layer is bound by the
+largest of its parts: memory, its launches, or the instructions of its loop over pixels or of its loop over filters; where
+there are fewer programs than multiprocessors, their number stands beside it."""
 
 
 def trips(launch: Launch) -> list[int]:
@@ -99,7 +101,7 @@ def instructions(launch: Launch, code: Loop) -> tuple[float, float]:
     remaining = iter(counts)
 
     def add(loop: Loop, times: int) -> None:
-        totals.append(sum(loop.operations.values()) * times)
+        totals.append(sum(n * slots(name) for name, n in loop.operations.items()) * times)
         for inner in loop.inside:
             add(inner, times * next(remaining))
 

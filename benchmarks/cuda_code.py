@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from benchmarks.aot import Instruction, Loop, instructions, loops, tool
+from benchmarks.aot import Instruction, Loop, instructions, loops, slots, tool
 
 
 class Unclear(ValueError):
@@ -39,11 +39,12 @@ class Kernel:
         self, loop: Loop, first: int | None = None, last: int | None = None, *, never: Collection[int] = (),
         through: Collection[int] = (),
     ) -> int:  # fmt: skip
-        """Instructions on the longest way through the loop, or from `first` to `last` of it, that avoids `never`, without those
+        """Issue slots on the longest way through the loop, or from `first` to `last` of it, that avoids `never`, without those
         of the loops inside it; with `through`, on the shortest way that has all of these."""
         start, end = loop.first if first is None else first, loop.last if last is None else last
         inside = {index for inner in loop.inside for index in range(inner.first, inner.last)}
-        sign, reward = (-1, len(self.code)) if through else (1, 0)
+        own = {index: slots(self.code[index].operation) for index in range(start, end) if index not in inside}
+        sign, reward = (-1, 1 + sum(own.values())) if through else (1, 0)
         best = [-math.inf] * (end - start) + [0.0]
         for index in range(end - 1, start - 1, -1):
             if index in never:
@@ -55,9 +56,9 @@ class Kernel:
             elif one.operation == "EXIT" and not one.predicated:
                 following = [end]
             rest = max(best[min(to, end) - start] for to in following)
-            best[index - start] = sign * (index not in inside) + reward * (index in through) + rest
+            best[index - start] = sign * own.get(index, 0) + reward * (index in through) + rest
         length = sign * (best[0] - reward * len(through))
-        if not 0 <= length <= end - start:
+        if not 0 <= length <= sum(own.values()):
             raise Unclear(f"no way from {start} to {end}")
         return int(length)
 

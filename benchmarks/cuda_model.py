@@ -15,7 +15,7 @@ from benchmarks.cuda_plan import Conv, Plan
 from nnrelief_kernels.backends.triton.plan import ceil_div
 
 THREADS, PER_THREAD, FEW = 128, 4, 16
-"""Of a block, filters of a thread in phase 2, and those up to which it is one (csrc/conv_cuda.h)."""
+"""Of a block, filters of a thread in phase 2 at most, and those up to which it is one (csrc/conv_cuda.h)."""
 TYPES = ["NS_4HalfE", "NS_8BFloat16E", "f", "d"]
 """Of activations, as in a kernel's mangled name, in the order of csrc/conv.h."""
 ITEM = [2, 2, 4, 8]
@@ -128,7 +128,7 @@ def group_of_samples(kernel: Kernel, group: Loop, c: Conv, p: Plan) -> float:
         + kernel.way(small)
         + kernel.way(judge)
         + taps * kernel.way(judge.inside[0])
-        + phase_2(kernel, group, c, p)
+        + (phase_2_3x3 if p.lanes else phase_2)(kernel, group, c, p)
     )
     return total
 
@@ -192,26 +192,43 @@ def boxes(c: Conv, p: Plan) -> list[tuple[int, ...]]:
 def phase_2(kernel: Kernel, group: Loop, c: Conv, p: Plan) -> float:
     """Of a block's samples (add_norms in csrc/forms.h), on average over its warps: not all load kernels and add up sums."""
     taps, samples, step = math.prod(c.kernel), p.samples, p.filters
-    most = PER_THREAD if taps == 9 else samples // 2 * step // THREADS  # add_norms in csrc/forms.h
-    each = 1 if c.filters <= FEW or most < 2 else min(PER_THREAD, 1 << most.bit_length() - 1)
+    most = 1 if c.filters <= FEW else samples // 2 * step // THREADS
+    each = 1 if most < 2 else 2 if most < PER_THREAD else PER_THREAD
     slots = THREADS * each // step
     filters = only("filters", [loop for loop in group.inside if len(loop.inside) == 3 + 1 + each])
     loads, (forms, *sums) = filters.inside[:3], filters.inside[3:]  # of kernels, by dtype
-    if len(sums) != each or (taps == 9) != (kernel.count(forms, "FFMA") >= 2 * each * 45):
+    if len(sums) != each:
         raise Unclear("the loops of phase 2")
     careful = kernel.places(forms, "FSETP.GE") if each > 1 else ()  # where something small may be lost
-    a_form = kernel.way(forms, never=careful)
-    if taps != 9:
-        row = only("rows of a form", forms.inside)
-        element = only("elements of a row", row.inside)
-        a_form += taps * kernel.way(row) + taps * (taps + 1) // 2 * kernel.way(element)
+    row = only("rows of a form", forms.inside)
+    element = only("elements of a row", row.inside)
+    a_form = kernel.way(forms, never=careful) + taps * kernel.way(row) + taps * (taps + 1) // 2 * kernel.way(element)
     a_load = max(kernel.way(load) + taps * sum(map(kernel.way, load.inside)) for load in loads)
     adding = (slots - 1) * sum(map(kernel.way, sums)) * max(step // each, 32) / THREADS
     steps: int = ceil_div(c.filters, step)
-    served = 1 if steps > 1 else ceil_div(p.part_samples, samples)  # groups of samples by one load
-    loading = a_load * max(step / THREADS, 1) / served
+    loading = a_load * max(step / THREADS, 1) / groups_served(c, p)
     a_step: float = kernel.way(filters) + loading + ceil_div(samples // 2, slots) * a_form + adding
     return steps * a_step
+
+
+def phase_2_3x3(kernel: Kernel, group: Loop, c: Conv, p: Plan) -> float:
+    """The same of add_norms_3x3 in csrc/forms_3x3.h."""
+    filters = only("filters", [loop for loop in group.inside if any(kernel.count(x, "HMMA") for x in loop.inside)])
+    *loads, columns, adding = filters.inside
+    if len(loads) != 3 or len(adding.inside) != 1:
+        raise Unclear("the loops of phase 2 of 3x3")
+    maps, last = p.samples // 32, (c.filters - 1) % p.filters + 1
+    turns = [ceil_div(ceil_div(count, 8), THREADS // 32 // maps) for count in (p.filters, last)]
+    a_column = kernel.way(columns, never=kernel.places(columns, "FSETP.GE"))  # where nothing small may be lost
+    a_step: float = kernel.way(filters) + kernel.way(adding) + maps * kernel.way(adding.inside[0])
+    a_step += max(map(kernel.way, loads)) / groups_served(c, p)
+    steps: int = ceil_div(c.filters, p.filters)
+    return steps * a_step + ((steps - 1) * turns[0] + turns[1]) * a_column
+
+
+def groups_served(c: Conv, p: Plan) -> int:
+    """Groups of a part's samples that kernels are loaded for once."""
+    return 1 if c.filters > p.filters else ceil_div(p.part_samples, p.samples)
 
 
 def finish(found: dict[str, Kernel], c: Conv, p: Plan) -> Queued:

@@ -31,6 +31,15 @@ __device__ inline float root(float x) {
   return y;
 }
 
+// total += a product of 16 x 8 with 8 x 8 tf32 numbers, of which lanes hold the elements that forms_3x3.h says.
+__device__ inline void add_product(float a0, float a1, float a2, float a3, float b0, float b1, float (&total)[4]) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
+      : "+f"(total[0]), "+f"(total[1]), "+f"(total[2]), "+f"(total[3])
+      : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(a2)), "r"(__float_as_uint(a3)),
+        "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+}
+
 // Queues a kernel on a stream (a cudaStream_t); an error names it.
 template <class... P, class... A>
 void launch(const char* name, void (*kernel)(P...), int64_t blocks, int threads, int64_t shared, void* stream,

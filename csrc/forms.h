@@ -1,6 +1,6 @@
 // Phase 2, device code: from the features of a block's samples to the sums of their norms. The squared norm of a
 // feature map is a quadratic form, || |K_ij| * |x_ni| ||² = v'G v with v = vec|K_ij|; G's triangle lies in shared
-// memory, doubled off the diagonal, four features to one load, and serves up to kPerThread filters of a thread.
+// memory, doubled off the diagonal. Here for any kernel; forms_3x3.h has that of 3x3 kernels.
 //
 // Range. v is divided by the power of two at or below its peak; G is as it came, since |x| is read once. What float32
 // may have lost is found afterwards. Squares of |x| >= 2^-30 and their products with squares of v >= 2^-25 of its peak
@@ -17,6 +17,24 @@ namespace nnrelief {
 constexpr uint32_t kSmallBits = 97u << 23;  // of 2^-30
 constexpr float kSmallWeight = 0x1p-25f, kLargest = 0x1p100f, kLeast = 0x1p-80f;
 
+// The running least of x > 0, as float32 bits less 1: 0 becomes the largest of them. `low` starts at 2^32 - 1.
+__device__ __forceinline__ uint32_t lower(float x, uint32_t low) {
+  const uint32_t bits = __float_as_uint(x) - 1;
+  return bits < low ? bits : low;
+}
+
+// The greatest and the least of a kernel's elements.
+struct Extremes {
+  float peak = 0;
+  uint32_t low = ~0u;
+
+  __device__ __forceinline__ float look(float x) {
+    peak = x > peak ? x : peak;
+    low = lower(x, low);
+    return x;
+  }
+};
+
 // Which squares of a kernel's norms are trusted: all, those above a floor where the map holds something small, or those
 // above the least.
 enum class Trust : unsigned char { any, floor, least };
@@ -30,9 +48,9 @@ struct Features {
   float* floor;     // [samples], the same where the map holds something small, else 0
   float* sums;      // [kThreads * kPerThread]
   int step;         // filters at once
-  double* scale;    // [step], what a kernel was divided by
-  float* kernels;   // [taps][step]
   int32_t* tap;     // [taps], where a kernel's element lies in the weight
+  double* scale;    // [step], what a kernel was divided by
+  float* kernels;   // [taps][step], and of 9 taps room for [step][row]
   Trust* trust;     // [step]
   char* behind;
 
@@ -44,15 +62,15 @@ struct Features {
     floor = least + samples;
     sums = floor + samples;
     tap = reinterpret_cast<int32_t*>(sums + kThreads * kPerThread);
-    scale = reinterpret_cast<double*>(tap + (taps + 1) / 2 * 2);
+    scale = reinterpret_cast<double*>(tap + (taps + 3) / 4 * 4);
     kernels = reinterpret_cast<float*>(scale + step);
-    trust = reinterpret_cast<Trust*>(kernels + taps * step);
+    trust = reinterpret_cast<Trust*>(kernels + (taps == 9 ? row : taps) * step);
     behind = reinterpret_cast<char*>(trust + step);  // a multiple of 8
   }
 
   // Whole loads of four, an odd number of them: neighbouring samples meet eight different groups of banks.
-  HOST_DEVICE static int row_of(int features) { return 4 * ((features + 3) / 4 | 1); }
-  HOST_DEVICE static int pair(int taps, int a, int b) { return a * taps - a * (a - 1) / 2 + b - a; }
+  HOST_DEVICE static constexpr int row_of(int features) { return 4 * ((features + 3) / 4 | 1); }
+  HOST_DEVICE static constexpr int pair(int taps, int a, int b) { return a * taps - a * (a - 1) / 2 + b - a; }
 
   __device__ void start(const Conv& c) const {
     for (int t = threadIdx.x; t < taps; t += kThreads) tap[t] = Place(t, c.kernel).offset(c.weight_x);
@@ -81,74 +99,60 @@ struct Features {
     const uint32_t bits = __float_as_uint(x);
     return bits > most ? bits : most;
   }
+  // Sets kernel i's scale, and whose norms to trust; what its elements are to be multiplied with, 0 for none `used`.
+  __device__ __forceinline__ float settle(int i, bool used, const Extremes& seen) const {
+    const uint32_t found = __float_as_uint(seen.peak) >> 23, exponent = found < 1 ? 1 : found > 253 ? 253 : found;
+    const float inverse = used ? __uint_as_float((254 - exponent) << 23) : 0, least = __uint_as_float(seen.low + 1);
+    scale[i] = __longlong_as_double(static_cast<int64_t>(exponent + 1023 - 127) << 52);
+    trust[i] = !used || !(seen.peak > 0) ? Trust::any : least * inverse < kSmallWeight ? Trust::least : Trust::floor;
+    return inverse;
+  }
+  // out[block][first + i] = (again ? what it is : 0) + the sum of the norms under kernel i.
+  __device__ __forceinline__ void store(const Conv& c, int first, int i, float sum, bool again, double* out) const {
+    double& total = out[blockIdx.x * c.filters + first + i];
+    if (first + i < static_cast<int>(c.filters)) total = (again ? total : 0) + sum * scale[i];
+  }
 };
 
-// The running least of x > 0, as float32 bits less 1: 0 becomes the largest of them. `low` starts at 2^32 - 1.
-__device__ __forceinline__ uint32_t lower(float x, uint32_t low) {
-  const uint32_t bits = __float_as_uint(x) - 1;
-  return bits < low ? bits : low;
+// Calls with a value of the weight's type; float64 has other kernels.
+template <class Call>
+__device__ __forceinline__ void by_weight(const Conv& c, const Call& call) {
+  if (c.weight_type == Dtype::f32)
+    call(float{});
+  else if (c.weight_type == Dtype::bf16)
+    call(BFloat16{});
+  else
+    call(Half{});
 }
 
 // Kernels first, first + 1 ... of the channel whose first kernel starts at `weight`, side by side, each over the power
-// of two at or below its peak. TAPS: as for add_norms.
-template <int TAPS, class S>
+// of two at or below its peak.
+template <class S>
 __device__ __forceinline__ void load_kernels(const Conv& c, const Features& f, int64_t weight, int first) {
   for (int i = threadIdx.x; i < f.step; i += kThreads) {
     const bool used = first + i < c.filters;
     const S* kernel = static_cast<const S*>(c.weight) + weight + (used ? first + i : 0) * c.weight_j;
-    float peak = 0, v[TAPS > 0 ? TAPS : 1];
-    uint32_t low = ~0u;
-    const auto look = [&](float x) {
-      peak = x > peak ? x : peak;
-      low = lower(x, low);
-      return x;
-    };
-    if constexpr (TAPS > 0) {
-#pragma unroll
-      for (int t = 0; t < TAPS; ++t) v[t] = look(magnitude(kernel[f.tap[t]]));
-    } else {
+    Extremes seen;
 #pragma unroll 1
-      for (int t = 0; t < f.taps; ++t) f.kernels[t * f.step + i] = look(magnitude(kernel[f.tap[t]]));
-    }
-    const uint32_t found = __float_as_uint(peak) >> 23, exponent = found < 1 ? 1 : found > 253 ? 253 : found;
-    const float inverse = used ? __uint_as_float((254 - exponent) << 23) : 0, least = __uint_as_float(low + 1);
-    f.scale[i] = __longlong_as_double(static_cast<int64_t>(exponent + 1023 - 127) << 52);
-    f.trust[i] = !used || !(peak > 0) ? Trust::any : least * inverse < kSmallWeight ? Trust::least : Trust::floor;
-    if constexpr (TAPS > 0) {
-      float* to = f.kernels + i;
-#pragma unroll
-      for (int t = 0; t < TAPS; ++t, to += f.step) *to = v[t] * inverse;
-    } else {
+    for (int t = 0; t < f.taps; ++t) f.kernels[t * f.step + i] = seen.look(magnitude(kernel[f.tap[t]]));
+    const float inverse = f.settle(i, used, seen);
 #pragma unroll 1
-      for (int t = 0; t < f.taps; ++t) f.kernels[t * f.step + i] *= inverse;
-    }
+    for (int t = 0; t < f.taps; ++t) f.kernels[t * f.step + i] *= inverse;
   }
 }
 
 // sums[block][j] = (again ? what it is : 0) + sum over the samples of || |K_j| * |x| ||, for all filters j of the
-// channel whose first kernel starts at `weight`. True where a norm cannot be trusted. TAPS: 9, whose kernels lie in
-// registers, or 0. J: filters of a thread.
-template <int TAPS, int J>
+// channel whose first kernel starts at `weight`. True where a norm cannot be trusted. J: filters of a thread.
+template <int J>
 __device__ __forceinline__ bool add_norms(const Conv& c, const Features& f, int64_t weight, bool again, double* sums) {
   const int lanes = f.step / J, lane = threadIdx.x % lanes, slot = threadIdx.x / lanes;
   const int slots = kThreads / lanes, step = f.step;
   constexpr int N = 2;  // samples at once
   bool good = true;
   for (int first = 0; first < static_cast<int>(c.filters); first += step) {
-    if (!again || c.filters > step) {  // else those of the samples before are there
-      if (c.weight_type == Dtype::f32)
-        load_kernels<TAPS, float>(c, f, weight, first);
-      else if (c.weight_type == Dtype::bf16)
-        load_kernels<TAPS, BFloat16>(c, f, weight, first);
-      else
-        load_kernels<TAPS, Half>(c, f, weight, first);
-    }
+    if (!again || c.filters > step)  // else those of the samples before are there
+      by_weight(c, [&](auto w) { load_kernels<decltype(w)>(c, f, weight, first); });
     __syncthreads();
-    float v[J][TAPS > 0 ? TAPS : 1];
-#pragma unroll
-    for (int i = 0; i < J; ++i)
-#pragma unroll
-      for (int t = 0; t < TAPS; ++t) v[i][t] = f.kernels[t * step + i * lanes + lane];
 
     float hard[J], soft[J];  // whether a square is trusted above the least, or above the floor
     bool any_hard = false;
@@ -165,48 +169,23 @@ __device__ __forceinline__ bool add_norms(const Conv& c, const Features& f, int6
     for (int n = N * slot; n < f.samples; n += N * slots) {
       const float* x = f.g + n * f.row;
       float q[N][J] = {};
-      if constexpr (TAPS > 0) {
-        Vector<float, 4> four[N];
-#pragma unroll
-        for (int a = 0; a < TAPS; ++a) {
-          float row[N][J] = {};
-#pragma unroll
-          for (int b = a; b < TAPS; ++b) {
-            const int pair = Features::pair(TAPS, a, b);
-#pragma unroll
-            for (int k = 0; k < N; ++k) {
-              if (pair % 4 == 0) four[k] = reinterpret_cast<const Vector<float, 4>*>(x + k * f.row)[pair / 4];
-#pragma unroll
-              for (int i = 0; i < J; ++i) row[k][i] += four[k].x[pair % 4] * v[i][b];
-            }
-          }
-#pragma unroll
-          for (int k = 0; k < N; ++k)
-#pragma unroll
-            for (int i = 0; i < J; ++i) q[k][i] += row[k][i] * v[i][a];
-          // else the compiler loads so far ahead that registers spill; all lanes take as many turns, since there are
-          // samples for every slot (plan_cuda.cpp: kSamples)
-          __syncwarp();
-        }
-      } else {
 #pragma unroll 1
-        for (int a = 0; a < f.taps; ++a) {
-          float row[N][J] = {};
+      for (int a = 0; a < f.taps; ++a) {
+        float row[N][J] = {};
 #pragma unroll 1
-          for (int b = a; b < f.taps; ++b, ++x) {
-#pragma unroll
-            for (int i = 0; i < J; ++i) {
-              const float w = f.kernels[b * step + i * lanes + lane];
-#pragma unroll
-              for (int k = 0; k < N; ++k) row[k][i] += x[k * f.row] * w;
-            }
-          }
+        for (int b = a; b < f.taps; ++b, ++x) {
 #pragma unroll
           for (int i = 0; i < J; ++i) {
-            const float w = f.kernels[a * step + i * lanes + lane];
+            const float w = f.kernels[b * step + i * lanes + lane];
 #pragma unroll
-            for (int k = 0; k < N; ++k) q[k][i] += row[k][i] * w;
+            for (int k = 0; k < N; ++k) row[k][i] += x[k * f.row] * w;
           }
+        }
+#pragma unroll
+        for (int i = 0; i < J; ++i) {
+          const float w = f.kernels[a * step + i * lanes + lane];
+#pragma unroll
+          for (int k = 0; k < N; ++k) q[k][i] += row[k][i] * w;
         }
       }
 #pragma unroll
@@ -228,11 +207,9 @@ __device__ __forceinline__ bool add_norms(const Conv& c, const Features& f, int6
     if (slot == 0) {
 #pragma unroll
       for (int i = 0; i < J; ++i) {
-        const int j = first + i * lanes + lane;
 #pragma unroll 1
         for (int s = 1; s < slots; ++s) sum[i] += f.sums[(s * J + i) * lanes + lane];
-        double* out = sums + blockIdx.x * c.filters + j;
-        if (j < c.filters) *out = (again ? *out : 0) + sum[i] * f.scale[i * lanes + lane];
+        f.store(c, first, i * lanes + lane, sum[i], again, sums);
       }
     }
     __syncthreads();
@@ -241,14 +218,11 @@ __device__ __forceinline__ bool add_norms(const Conv& c, const Features& f, int6
 }
 
 // A thread has as few filters as it takes for all threads to have samples.
-template <int TAPS>
 __device__ __forceinline__ bool add_norms(const Conv& c, const Features& f, int64_t weight, bool again, double* sums) {
-  const int most = c.filters <= kFewFilters ? 1 : TAPS > 0 ? kPerThread : f.samples / 2 * f.step / kThreads;
-  if (most < 2) return add_norms<TAPS, 1>(c, f, weight, again, sums);
-  if constexpr (TAPS == 0) {
-    if (most < kPerThread) return add_norms<TAPS, 2>(c, f, weight, again, sums);
-  }
-  return add_norms<TAPS, kPerThread>(c, f, weight, again, sums);
+  const int most = c.filters <= kFewFilters ? 1 : f.samples / 2 * f.step / kThreads;
+  if (most < 2) return add_norms<1>(c, f, weight, again, sums);
+  if (most < kPerThread) return add_norms<2>(c, f, weight, again, sums);
+  return add_norms<kPerThread>(c, f, weight, again, sums);
 }
 
 }  // namespace nnrelief

@@ -190,7 +190,7 @@ __global__ void __launch_bounds__(kThreads, STRIDE == 0 ? 3 : 2) gram(Conv c, Cu
     }
     bad = f.judge() || bad;
     __syncthreads();
-    bad = add_norms<0>(c, f, member.kernels, first > begin, partial.sums) || bad;
+    bad = add_norms(c, f, member.kernels, first > begin, partial.sums) || bad;
   }
   bad = __syncthreads_or(bad);
   if (threadIdx.x == 0) partial.flags[blockIdx.x] = bad;

@@ -1,7 +1,7 @@
 // What the kernels share whose maps' features neighbouring threads, the lanes of a map, sum in registers.
 #pragma once
 
-#include "forms.h"
+#include "forms_3x3.h"
 
 namespace nnrelief {
 
@@ -28,7 +28,7 @@ __device__ __forceinline__ void score_samples(const Conv& c, const CudaPlan& p, 
     __syncthreads();
     bad = f.judge() || bad;
     __syncthreads();
-    bad = add_norms<9>(c, f, Member(c, block.index).kernels, first > begin, partial.sums) || bad;
+    bad = add_norms_3x3(c, f, Member(c, block.index).kernels, first > begin, partial.sums) || bad;
   }
   bad = __syncthreads_or(bad);
   if (threadIdx.x == 0) partial.flags[blockIdx.x] = bad;

@@ -11,7 +11,7 @@ namespace nnrelief {
 namespace {
 
 constexpr int64_t kMostTaps = 64;
-constexpr int64_t kSamples = 32;  // whose features a block holds, more where it has more maps at once (forms.h: TAPS)
+constexpr int64_t kSamples = 32;  // whose features a block holds (forms_3x3.h), more where it has more maps at once
 constexpr int64_t kFeatureBytes = 24 << 10;  // of a block's samples
 constexpr int64_t kTilePixels = 2560;        // of float32 in shared memory
 constexpr int64_t kMultiprocessors = 132;
@@ -98,13 +98,15 @@ int64_t block_samples(int64_t taps) {
   return samples;
 }
 
-// Filters of one step of phase 2: few enough to lie in shared memory, with as few left unused in the last step as can
-// be.
+// Filters of one step of phase 2 in forms_3x3.h.
+int64_t step_filters_3x3(const Conv& c) { return std::min<int64_t>(64, ceil_div(c.filters, 8) * 8); }
+
+// The same in forms.h: few enough to lie in shared memory, with as few left unused in the last step as can be.
 int64_t step_filters(const Conv& c) {
   if (c.filters <= kFewFilters) return c.filters <= kFewFilters / 2 ? kFewFilters / 2 : kFewFilters;
   int64_t step = 8 * kPerThread;
   const auto covered = [&](int64_t filters) { return ceil_div(c.filters, filters) * filters; };
-  const int64_t most = c.taps() == 9 ? 2304 : 3584;  // elements of kernels
+  constexpr int64_t most = 3584;  // elements of kernels
   while (2 * step <= kThreads * kPerThread && 2 * step * c.taps() <= most && covered(2 * step) <= covered(step))
     step *= 2;
   return step;
@@ -157,7 +159,7 @@ CudaPlan plan_cuda(const Conv& c) {
     return p;
   }
   p.samples = block_samples(c.taps());
-  p.filters = step_filters(c);
+  p.filters = step_filters_3x3(c);
   int64_t block = p.samples;
   if (choose_columns(c, p)) {
     p.path = Path::lags;
@@ -167,6 +169,7 @@ CudaPlan plan_cuda(const Conv& c) {
     p.path = Path::gram;
     block = part_samples(c, p.samples, kThreads / p.lanes);
   } else {
+    p.filters = step_filters(c);
     block = p.samples = part_samples(c, p.samples, 2);
     if (c.taps() > kMostTaps || !choose_tile(c, p)) return p;
     p.path = Path::gram;

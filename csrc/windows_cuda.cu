@@ -116,7 +116,7 @@ __device__ __forceinline__ void flush(const Features& f, int sample, int lane, i
 }
 
 template <class S, bool REUSE, bool NEAR>
-__global__ void __launch_bounds__(kThreads, 4) windows(Conv c, CudaPlan p, Partial partial) {
+__global__ void __launch_bounds__(kThreads, 3) windows(Conv c, CudaPlan p, Partial partial) {
   const Features f(kTaps, p.samples, p.filters, shared_memory<char>());
   int64_t* const row = reinterpret_cast<int64_t*>(f.behind);  // bytes to the input rows from the first tap's first on
   for (int i = threadIdx.x; i < c.span(1, c.out[1]); i += kThreads) {

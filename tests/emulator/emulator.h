@@ -6,6 +6,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -48,7 +49,8 @@ struct Fibre {
 struct Block {
   std::vector<Fibre> fibres;
   std::vector<Barrier> warps;
-  std::vector<uint64_t> lanes;  // what a shuffle exchanges
+  std::vector<uint64_t> lanes;                // what a shuffle exchanges
+  std::vector<std::array<float, 6>> factors;  // what a product of matrices takes from each thread
   Barrier all;
   int any;
   bool moved;
@@ -81,6 +83,7 @@ inline void run_block(const std::string& name, int threads) {
   if (block.fibres.size() < static_cast<size_t>(threads)) block.fibres = std::vector<Fibre>(threads);
   block.warps.assign((threads + kWarp - 1) / kWarp, {kWarp});
   block.lanes.assign(threads, 0);
+  block.factors.assign(threads, {});
   block.all = {threads};
   for (int t = 0; t < threads; ++t) {
     Fibre& fibre = block.fibres[t];
@@ -158,6 +161,23 @@ T* shared_memory() {
 }
 
 inline float root(float x) { return std::sqrt(x); }
+
+// As the PTX manual lays out mma.m16n8k8 of tf32 numbers: element i of a lane's share of the first factor is at
+// (lane / 4 + 8 (i % 2), lane % 4 + 4 (i / 2)), of the second at (lane % 4 + 4 i, lane / 4), and of the product at
+// (lane / 4 + 8 (i / 2), 2 (lane % 4) + i % 2).
+inline void add_product(float a0, float a1, float a2, float a3, float b0, float b1, float (&total)[4]) {
+  const auto tf32 = [](float x) { return __uint_as_float(__float_as_uint(x) & 0xffffe000u); };
+  const int lane = threadIdx.x % emulator::kWarp, warp = threadIdx.x - lane;
+  emulator::block.factors[threadIdx.x] = {tf32(a0), tf32(a1), tf32(a2), tf32(a3), tf32(b0), tf32(b1)};
+  __syncwarp();
+  const auto* of = &emulator::block.factors[warp];
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+    for (int k = 0; k < 8; ++k)
+      total[i] += of[row % 8 * 4 + k % 4][row / 8 + k / 4 * 2] * of[column * 4 + k % 4][4 + k / 4];
+  }
+  __syncwarp();
+}
 
 inline float half_value(uint16_t bits) { return emulator::bits<_Float16>(bits); }
 
