@@ -48,6 +48,7 @@ DEPTHWISE = [
 """Of EfficientNet-B0 and ConvNeXt-T."""
 CORNERS = [
     *DEPTHWISE,
+    Layer("5x5 of many filters", (192, 2, 5, 5), (27, 27), 1, 2),
     Layer("depthwise 7x7, stride 2", (16, 1, 7, 7), (28, 28), 2, 3, groups=16),
     *(Layer(f"kernel {h}x{w}", (5, 2, h, w), (10, 9)) for h, w in ((1, 2), (2, 2), (2, 3), (4, 4), (8, 8))),
     *(Layer(f"width {width}", (40, 2, 3, 3), (width, width), padding=1) for width in (3, 33, 200)),

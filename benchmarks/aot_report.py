@@ -45,7 +45,7 @@ LARGE = 28 * 28
 """Pixels of a map from which on a layer should reach `AIM`."""
 AIM = {"float32": 0.6, "bfloat16": 0.4}
 """Of the memory floor."""
-PIXEL_LOOP = {"lags_kernel": 2, "direct_kernel": 3, "gram_kernel": 3, "matrix_kernel": 3, "norms_kernel": 2}
+PIXEL_LOOP = {"lags_kernel": 2, "direct_kernel": 2, "gram_kernel": 3, "matrix_kernel": 3, "norms_kernel": 2}
 """Which of a kernel's loops, in the order of the source, goes over the pixels."""
 SM_90 = next(target for target in chips() if target.arch == 90)
 ASSUMPTIONS = f"""\
@@ -70,11 +70,8 @@ def trips(launch: Launch) -> list[int]:
         return [ceil("chunk", a["BN"]), ceil("height", a["STRIDE"][0]), ceil("filters", a["BJ"])]
     if launch.kernel.__name__ == "direct_kernel":
         stride, padding = a["STRIDE"][0], a["PADS"][0]
-        return [
-            a["filters"],
-            ceil("chunk", a["BN"]),
-            a["height_out"] - 1 + plan.ceil_div(a["KERNEL"][1], stride) - padding // stride,
-        ]
+        rows = a["height_out"] - 1 + plan.ceil_div(a["KERNEL"][1], stride) - padding // stride
+        return [ceil("chunk", a["BN"]), rows]
     if launch.kernel.__name__ in ("gram_kernel", "matrix_kernel"):
         block, step, span = (a["BN"], a["LP"], 64 * a["LP"]) if "LP" in a else (1, a["BL"], 512)
         spans = ceil("positions", span)

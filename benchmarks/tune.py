@@ -18,7 +18,8 @@ from benchmarks.aot_report import predicted
 from benchmarks.suites import SUITES
 from nnrelief_kernels.backends.triton import plan
 
-THREADS, COLUMNS, FILTERS = (64, 128), (16, 32), ((8, 8), (8, 16), (16, 16), (16, 32))
+THREADS, COLUMNS, FILTERS = (64, 128), ((16, 16), (32, 16), (32, 32)), (8, 16, 32)
+"""Columns at stride 1 and at stride 2."""
 TARGETS = {f"sm_{target.arch}": target for target in chips() if target.backend == "cuda"}
 
 
@@ -46,10 +47,8 @@ def main() -> int:
     arguments = parser.parse_args()
     target = TARGETS[arguments.target]
     found = {}
-    for threads, columns, (filters, wide) in itertools.product(THREADS, COLUMNS, FILTERS):
-        row = replace(
-            plan.blocks(target), threads=threads, columns=columns, strided_columns=columns, filters=filters, wide_filters=wide
-        )
+    for threads, (columns, strided), filters in itertools.product(THREADS, COLUMNS, FILTERS):
+        row = replace(plan.blocks(target), threads=threads, columns=columns, strided_columns=strided, filters=filters)
         found[row] = seconds(target, row, arguments.suite, arguments.dtype)
     for row, time in sorted(found.items(), key=lambda item: item[1] or float("inf")):
         mark = "*" if row == plan.blocks(target) else " "

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...geometry import ConvGeometry
-from .plan import three
+from .plan import three, vector
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,19 @@ class Call:
         """Runtime sizes of the maps."""
         sizes = dict(zip(("depth", "height", "width"), self.size))
         return sizes | {"positions": math.prod(self.out), "height_out": self.out[1], "width_out": self.out[2]}
+
+    def by_rows(self, *widths: int) -> dict[str, Any]:
+        """What kernels that go through the maps row by row take: strides in units of the ALIGN pixels that one load may take,
+        which divide `widths` too."""
+        strides = {name: self.x_strides[name] for name in ("xn", "xc", "xh")}
+        align = vector(self.acts, (*strides.values(), self.size[2], *widths)) if self.x_strides["xw"] == 1 else 1
+        return {
+            "x": self.acts, "weight": self.weight, "samples": self.samples, "channels": self.channels, "height": self.size[1],
+            "filters": self.filters, "per_group": self.per_group,
+            **{name: stride // align for name, stride in strides.items()}, "xw": self.x_strides["xw"],
+            **{name: stride for name, stride in self.weight_strides.items() if name != "wd"},
+            "KERNEL": self.kernel, "WIDTH": self.size[2], "ALIGN": align,
+        }  # fmt: skip
 
     @property
     def constants(self) -> dict[str, Any]:

@@ -5,8 +5,8 @@
 
 takes k² multiply-adds per output and filter, where the Gram matrix takes k²(k²+1)/2 per output. A thread owns the outputs of TW
 columns of one map. It keeps the sums of the outputs that the newest row of x is part of, in registers: a row is read once, adds
-to all of them, and what it completes is squared. A program owns a channel and a chunk of samples, and goes through its maps
-once per filter. A float32 sum has at most `height_out` terms, or k².
+to all of them, and what it completes is squared. A program owns a filter's channel and a chunk of samples; those of a channel's
+other filters, which read the same maps, run beside it. A float32 sum has at most `height_out` terms, or k².
 
 Range. |K| is divided by a power of two near its peak. What then falls below 2^-126 is lost: at most k² 2^-126 of the map's
 largest pixel, per output. So a norm is trusted whose square is above 2^-80, times the square of that pixel if it is above 1,
@@ -77,80 +77,73 @@ def direct_kernel(
     FIRST: tl.constexpr = TOP // SH  # row of outputs whose first SH rows of x are not all padding
     xn, xc, xh = xn.to(tl.int64) * ALIGN, xc.to(tl.int64) * ALIGN, xh.to(tl.int64) * ALIGN
 
-    part, channel = own_place(channels)
-    program = part * channels + channel
+    place, j = own_place(filters)
+    part, channel = place // channels, place % channels
     group = channel.to(tl.int32) // per_group
-    kernels = weight + group.to(tl.int64) * filters * wj + (channel - group * per_group) * wi
+    kernel = weight + (group.to(tl.int64) * filters + j) * wj + (channel - group * per_group) * wi
     tile = tl.arange(0, BM) % TILES
     first = tile * STEP  # [BM]
     tap = tl.arange(0, TP)
     at_tap = kernel_element(tap, KERNEL, 0, wh, ww)
     zero = tl.zeros([BM], tl.float32)
-    for j in range(filters):
-        kernel = kernels + tl.cast(j, tl.int64) * wj
-        _, scale, _, largest = normalised(tl.abs(tl.load(kernel + at_tap, tap < TAPS, 0.0).to(tl.float32)), 0)
-        inverse = (1.0 / scale).to(tl.float32)
-        v = ()
-        for i in tl.static_range(TAPS):
-            at = kernel_element(i, KERNEL, 0, wh, ww)
-            v = v + (tl.abs(tl.load(kernel + at).to(tl.float32)) * inverse,)
+    _, scale, _, largest = normalised(tl.abs(tl.load(kernel + at_tap, tap < TAPS, 0.0).to(tl.float32)), 0)
+    inverse = (1.0 / scale).to(tl.float32)
+    v = ()
+    for i in tl.static_range(TAPS):
+        at = kernel_element(i, KERNEL, 0, wh, ww)
+        v = v + (tl.abs(tl.load(kernel + at).to(tl.float32)) * inverse,)
 
-        norms = tl.full([], 0.0, tl.float64)
-        for begin in range(part * chunk, tl.minimum(part * chunk + chunk, samples), BN):
-            n = begin + tl.arange(0, BM) // TILES
-            r0 = FIRST * SH - TOP
-            corner = x + channel * xc + n * xn + first.to(tl.int64) * xw + r0 * xh  # [BM]
-            inside = n < samples
-            fetched = row_of_pixels(corner, first, inside & (r0 >= 0) & (r0 < height), xw, BM, LEFT, STEP, RIGHT, WIDTH)
-            y, squares, most = (zero,) * (OPEN * TW), (zero,) * TW, zero
-            for m in range(FIRST, height_out + OPEN - 1):
-                for turn in tl.static_range(SH):
-                    pixels = fetched
-                    corner += xh  # fetched while this row is used
-                    r = m * SH - TOP + turn + 1
-                    fetched = row_of_pixels(corner, first, inside & (r >= 0) & (r < height), xw, BM, LEFT, STEP, RIGHT, WIDTH)
-                    for column in tl.static_range(OWN):
-                        most = tl.maximum(most, pixels[LEFT + column])
-                    updated = ()
-                    for i in tl.static_range(OPEN):  # the i-th row of outputs before the newest
-                        for u in tl.static_range(TW):
-                            total = y[i * TW + u] if turn > 0 else (y[(i - 1) * TW + u] if i > 0 else zero)
-                            if turn + i * SH < KH:
-                                for b in tl.static_range(KW):
-                                    x_b = pixels[u * SW + b]
-                                    total = tl.fma(v[(turn + i * SH) * KW + b], x_b, total)
-                            updated = updated + (total,)
-                    y = updated
-                added = ()
-                for u in tl.static_range(TW):  # before the map's first row, what is complete is no output
-                    done = tl.where(m >= OPEN - 1, y[(OPEN - 1) * TW + u], 0.0)
-                    added = added + (tl.fma(done, done, squares[u]),)
-                squares = added
+    norms = tl.full([], 0.0, tl.float64)
+    for begin in range(part * chunk, tl.minimum(part * chunk + chunk, samples), BN):
+        n = begin + tl.arange(0, BM) // TILES
+        r0 = FIRST * SH - TOP
+        corner = x + channel * xc + n * xn + first.to(tl.int64) * xw + r0 * xh  # [BM]
+        inside = n < samples
+        fetched = row_of_pixels(corner, first, inside & (r0 >= 0) & (r0 < height), xw, BM, LEFT, STEP, RIGHT, WIDTH)
+        y, squares, most = (zero,) * (OPEN * TW), (zero,) * TW, zero
+        for m in range(FIRST, height_out + OPEN - 1):
+            for turn in tl.static_range(SH):
+                pixels = fetched
+                corner += xh  # fetched while this row is used
+                r = m * SH - TOP + turn + 1
+                fetched = row_of_pixels(corner, first, inside & (r >= 0) & (r < height), xw, BM, LEFT, STEP, RIGHT, WIDTH)
+                for column in tl.static_range(OWN):
+                    most = tl.maximum(most, pixels[LEFT + column])
+                updated = ()
+                for i in tl.static_range(OPEN):  # the i-th row of outputs before the newest
+                    for u in tl.static_range(TW):
+                        total = y[i * TW + u] if turn > 0 else (y[(i - 1) * TW + u] if i > 0 else zero)
+                        if turn + i * SH < KH:
+                            for b in tl.static_range(KW):
+                                x_b = pixels[u * SW + b]
+                                total = tl.fma(v[(turn + i * SH) * KW + b], x_b, total)
+                        updated = updated + (total,)
+                y = updated
+            added = ()
+            for u in tl.static_range(TW):  # before the map's first row, what is complete is no output
+                done = tl.where(m >= OPEN - 1, y[(OPEN - 1) * TW + u], 0.0)
+                added = added + (tl.fma(done, done, squares[u]),)
+            squares = added
 
-            q = zero
-            for u in tl.static_range(TW):
-                q += tl.where(tile * TW + u < WIDTH_OUT, squares[u], 0.0)
-            q, most = tl.sum(q.reshape(BN, TILES), 1), tl.max(most.reshape(BN, TILES), 1)  # [BN]
-            least = tl.where(tl.minimum(most, largest) > 0, tl.maximum(most * most, 1.0) * LEAST, 0.0)  # nothing is 0 exactly
-            norms += tl.sum(tl.sqrt(tl.where((q < LARGEST) & (q >= least), q, float("nan"))), 0).to(tl.float64)
-        tl.store(sums + program * filters + j, norms * scale)
+        q = zero
+        for u in tl.static_range(TW):
+            q += tl.where(tile * TW + u < WIDTH_OUT, squares[u], 0.0)
+        q, most = tl.sum(q.reshape(BN, TILES), 1), tl.max(most.reshape(BN, TILES), 1)  # [BN]
+        least = tl.where(tl.minimum(most, largest) > 0, tl.maximum(most * most, 1.0) * LEAST, 0.0)  # nothing is 0 exactly
+        norms += tl.sum(tl.sqrt(tl.where((q < LARGEST) & (q >= least), q, float("nan"))), 0).to(tl.float64)
+    tl.store(sums + place * filters + j, norms * scale)
 
 
 def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor) -> Launch:
     """sums float64 [chunks, channels, filters]."""
     tiles, stride = plan.direct_tiles(call.geometry), plan.three(call.geometry.stride, 1)[1:]
-    strides = {name: call.x_strides[name] for name in ("xn", "xc", "xh")}
-    align = plan.vector(call.acts, (*strides.values(), call.size[2])) if call.x_strides["xw"] == 1 else 1
     pads = plan.three(call.geometry.padding, (0, 0))[1:]
     samples = plan.direct_samples(call.samples, plan.blocks(target), tiles)
     arguments = {
-        "x": call.acts, "weight": call.weight, "sums": sums,
-        "samples": call.samples, "chunk": chunks.size, "channels": call.channels,
-        "height": call.size[1], "height_out": call.out[1], "filters": call.filters, "per_group": call.per_group,
-        **{name: stride // align for name, stride in strides.items()}, "xw": call.x_strides["xw"],
-        **{name: stride for name, stride in call.weight_strides.items() if name != "wd"},
-        "KERNEL": call.kernel, "STRIDE": stride, "PADS": tuple(before for before, _ in pads),
-        "WIDTH": call.size[2], "WIDTH_OUT": call.out[2], "TW": tiles.width, "TILES": tiles.count, "ALIGN": align, "BN": samples,
+        **call.by_rows(), "sums": sums, "chunk": chunks.size, "height_out": call.out[1], "WIDTH_OUT": call.out[2],
+        "STRIDE": stride, "PADS": tuple(before for before, _ in pads), "TW": tiles.width, "TILES": tiles.count, "BN": samples,
         "TP": plan.power_of_two(call.geometry.taps),
     }  # fmt: skip
-    return Launch(direct_kernel, chunks.count * call.channels, arguments, max(1, samples * tiles.count // target.warp))
+    return Launch(
+        direct_kernel, chunks.count * call.channels * call.filters, arguments, max(1, samples * tiles.count // target.warp)
+    )

@@ -102,9 +102,7 @@ def finish_kernel(
     tl.store(out + (group * filters + j) * per_group + member, total, j < filters)
 
 
-def launch(
-    call: Call, chunks: plan.Chunks, sums: Tensor, out: Tensor, before: str, order: int = 2, first: int = 0
-) -> Launch:
+def launch(call: Call, chunks: plan.Chunks, sums: Tensor, out: Tensor, before: str, order: int = 2, first: int = 0) -> Launch:
     """out [C_out, per_group]; `sums` as the kernel that came `before` fills it."""
     names = {"k": "KERNEL", "s": "STRIDE", "p": "PADDING", "d": "DILATION"}
     numbers = {short + axis: n for short, name in names.items() for axis, n in zip("dhw", call.constants[name])}

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from . import plan
 from .conv import Call, Launch, own_place, pixel
-from .forms import SMALL_BITS, add_norms, small
-from .lags import joined
+from .forms import SMALL_BITS, add_norms, in_pieces, small
 
 STEPS = tl.constexpr(64)  # terms of the inner float32 sums
 
@@ -38,7 +37,7 @@ def gram_kernel(
     samples, chunk, channels, filters, per_group, positions, height_out, width_out, depth, height, width,
     xn, xc, xd, xh, xw, wj, wi, wd, wh, ww,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr, MODE: tl.constexpr,
-    BN: tl.constexpr, LP: tl.constexpr, FP: tl.constexpr, BJ: tl.constexpr, PRECISION: tl.constexpr,
+    BN: tl.constexpr, LP: tl.constexpr, BJ: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """sums [chunks, channels, filters] from x [samples, channels, depth, height, width]."""
     BM: tl.constexpr = BN * LP
@@ -71,21 +70,19 @@ def gram_kernel(
                 updated = updated + (totals[i] + inner[i],)
             totals = updated
 
-        most, features = zero, totals
+        most = zero
         for i in tl.static_range(COUNT):
             most = tl.maximum(most, totals[i], tl.PropagateNan.ALL)
-        for _ in tl.static_range(FP - COUNT):
-            features = features + (zero,)
-        g = tl.sum(joined(features, FP).reshape(BN, LP, FP), 1)
+        g = in_pieces(totals, TAPS, BN, LP)
         most = tl.sum(most.reshape(BN, LP), 1)
         has_small = tl.max((least < SMALL_BITS - 1).to(tl.int32).reshape(BN, LP), 1) > 0
         add_norms(g, most, has_small, kernels, wj, wd, wh, ww, sums + program * filters, begin > part * chunk, filters,
-                         KERNEL, FP, BJ, PRECISION)  # fmt: skip
+                  KERNEL, BJ, PRECISION)  # fmt: skip
 
 
 def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor) -> Launch:
     """sums float64 [chunks, channels, filters]."""
-    blocks, taps = plan.blocks(target), call.geometry.taps
+    blocks = plan.blocks(target)
     lanes = plan.lanes_of_map(call.geometry)
     samples = plan.samples_at_once(call.samples, lanes, blocks)
     arguments = {
@@ -94,7 +91,7 @@ def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor) -
         "filters": call.filters, "per_group": call.per_group,
         **call.sizes, **call.x_strides, **call.weight_strides, **call.constants,
         "BN": samples, "LP": lanes,
-        "FP": max(16, plan.power_of_two(taps * (taps + 1) // 2)), "BJ": plan.filters_at_once(samples * lanes, 1, blocks),
+        "BJ": plan.filters_at_once(call.filters, samples * lanes, blocks),
         "PRECISION": blocks.precision,
     }  # fmt: skip
     return Launch(gram_kernel, chunks.count * call.channels, arguments, max(1, samples * lanes // target.warp))

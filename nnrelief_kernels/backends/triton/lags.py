@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import plan
 from .conv import Call, Launch, columns, own_place
-from .forms import SMALL_BITS, add_norms, small
+from .forms import SMALL_BITS, add_norms, in_pieces, small
 
 
 @triton.constexpr_function
@@ -74,18 +74,6 @@ def first_of(class_, begin, stride):
 
 
 @triton.jit
-def joined(parts, COUNT: tl.constexpr):
-    """COUNT tensors [BM] as [BM, 2, ..., 2], the last dimensions counting the parts in binary."""
-    if COUNT == 1:
-        return parts[0]
-    else:
-        pairs = ()
-        for i in tl.static_range(COUNT // 2):
-            pairs = pairs + (tl.join(parts[i], parts[COUNT // 2 + i]),)
-        return joined(pairs, COUNT // 2)
-
-
-@triton.jit
 def window_sum(
     rows, SUM: tl.constexpr, first, last, r, height,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADS: tl.constexpr, WIDTH: tl.constexpr, TW: tl.constexpr, TILES: tl.constexpr,
@@ -136,7 +124,7 @@ def lags_kernel(
     samples, chunk, channels, height, filters, per_group,
     xn, xc, xh, xw, wj, wi, wh, ww,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADS: tl.constexpr, WIDTH: tl.constexpr, TW: tl.constexpr,
-    TILES: tl.constexpr, ALIGN: tl.constexpr, BN: tl.constexpr, FP: tl.constexpr, BJ: tl.constexpr, PRECISION: tl.constexpr,
+    TILES: tl.constexpr, ALIGN: tl.constexpr, BN: tl.constexpr, BJ: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """sums [chunks, channels, filters] from x [samples, channels, height, WIDTH]."""
     BM: tl.constexpr = BN * TILES
@@ -199,39 +187,26 @@ def lags_kernel(
         for i in tl.static_range(COUNT):
             most = tl.maximum(most, totals[i], tl.PropagateNan.ALL)
         features = ()
-        for i in tl.static_range(FP):
-            if i < TAPS * (TAPS + 1) // 2:
-                features = features + (totals[sum_of_feature(TABLE, i)],)
-            else:
-                features = features + (zero,)
+        for i in tl.static_range(TAPS * (TAPS + 1) // 2):
+            features = features + (totals[sum_of_feature(TABLE, i)],)
         most = tl.sum(most.reshape(BN, TILES), 1)
-        g = tl.sum(joined(features, FP).reshape(BN, TILES, FP), 1)
+        g = in_pieces(features, TAPS, BN, TILES)
         has_small = tl.max((least < SMALL_BITS - 1).to(tl.int32).reshape(BN, TILES), 1) > 0
         add_norms(g, most, has_small, kernels, wj, 0, wh, ww, sums + program * filters, begin > part * chunk, filters,
-                  KERNEL, FP, BJ, PRECISION)  # fmt: skip
+                  KERNEL, BJ, PRECISION)  # fmt: skip
 
 
 def launch(call: Call, target: plan.Target, chunks: plan.Chunks, sums: Tensor) -> Launch:
     """sums float64 [chunks, channels, filters]."""
     blocks = plan.blocks_for(call.acts, target)
     tiles = plan.lag_tiles(call.geometry, blocks, call.samples * call.channels)
-    strides = {name: call.x_strides[name] for name in ("xn", "xc", "xh")}
-    align = 1
-    if call.x_strides["xw"] == 1:
-        align = plan.vector(call.acts, (*strides.values(), tiles.width, call.size[2]))
-    stride, taps = plan.three(call.geometry.stride, 1), call.geometry.taps
+    stride = plan.three(call.geometry.stride, 1)
     before = [pads[0] for pads in plan.three(call.geometry.padding, (0, 0))]
     after = [(out - 1) * t + k - size - p for out, t, k, size, p in zip(call.out, stride, call.kernel, call.size, before)]
     samples = plan.samples_at_once(call.samples, tiles.count, blocks)
     arguments = {
-        "x": call.acts, "weight": call.weight, "sums": sums,
-        "samples": call.samples, "chunk": chunks.size, "channels": call.channels, "height": call.size[1],
-        "filters": call.filters, "per_group": call.per_group,
-        **{name: stride // align for name, stride in strides.items()}, "xw": call.x_strides["xw"],
-        **{name: stride for name, stride in call.weight_strides.items() if name != "wd"},
-        "KERNEL": call.kernel, "STRIDE": stride[1:], "PADS": (before[1], after[1], before[2], after[2]),
-        "WIDTH": call.size[2], "TW": tiles.width, "TILES": tiles.count, "ALIGN": align, "BN": samples,
-        "FP": max(16, plan.power_of_two(taps * (taps + 1) // 2)),
-        "BJ": plan.filters_at_once(samples * tiles.count, tiles.width, blocks), "PRECISION": blocks.precision,
+        **call.by_rows(tiles.width), "sums": sums, "chunk": chunks.size,
+        "STRIDE": stride[1:], "PADS": (before[1], after[1], before[2], after[2]), "TW": tiles.width, "TILES": tiles.count,
+        "BN": samples, "BJ": plan.filters_at_once(call.filters, samples * tiles.count, blocks), "PRECISION": blocks.precision,
     }  # fmt: skip
     return Launch(lags_kernel, chunks.count * call.channels, arguments, max(1, samples * tiles.count // target.warp))

@@ -17,10 +17,11 @@ PATHS = ("norms", "lags", "direct", "gram", "matrix", "float64 maps", "mean map"
 """norms.py, lags.py, direct.py, gram.py or matrix.py with finish.py behind it; finish.py alone; columns.py before it."""
 
 MOST_TAPS = 64  # of matrix.py: its Gram matrix stays in registers
-LAG_TAPS = 3  # per dimension, of lags.py; the features of 9 elements fill a 64-wide tile
+LAG_TAPS = 3  # per dimension, of lags.py and gram.py: the 45 features of 9 elements are a thread's registers
 DIRECT_TAPS = 7  # per dimension, of direct.py: each is a register
 DIRECT_COLUMNS = 8  # of its tiles
-DIRECT_PRODUCTS = 256  # per output, of all filters: where few programs run, matrix.py takes about as long
+DIRECT_PRODUCTS = 1280  # per output, of all filters, from which on matrix.py is faster,
+DIRECT_PRODUCTS_16 = 512  # and of up to 16 taps, whose Gram matrices are smaller tiles
 ROW_SIZE = 256  # of a map's sides, where kernels go row by row: bounds the float32 sums
 PARTIAL_BYTES = 8 << 20  # of partial sums, wherever one chunk of samples does not already need more
 FEW_PROGRAMS = 128  # about as many as a chip has multiprocessors: lags.py cuts a call's maps further where it has fewer
@@ -45,7 +46,6 @@ class Blocks:
     columns: int  # of a tile of lags.py: a thread keeps three rows of it
     strided_columns: int  # the same at stride 2, which has more sums
     filters: int  # of one step of phase 2, where all threads take part
-    wide_filters: int  # the same for lags.py's tiles of more than 16 columns
     outputs: int  # of one step of matrix.py with 64 rows of kernel elements
     precision: str  # of the products with the weight features
 
@@ -53,12 +53,12 @@ class Blocks:
 def blocks(target: Target) -> Blocks:
     """The table. Chips with tf32 units take three tf32 products for a float32 one; CDNA has float32 matrix units."""
     if target.backend == "hip":
-        return Blocks(threads=128, columns=32, strided_columns=32, filters=16, wide_filters=16, outputs=32, precision="ieee")
+        return Blocks(threads=128, columns=32, strided_columns=32, filters=16, outputs=32, precision="ieee")
     if target.arch == 100:  # its tensor memory takes 64 rows and more from 4 warps, and the moves there would spill
-        return Blocks(threads=64, columns=16, strided_columns=8, filters=8, wide_filters=8, outputs=32, precision="tf32x3")
+        return Blocks(threads=64, columns=32, strided_columns=16, filters=8, outputs=32, precision="tf32x3")
     if target.arch == 90 and triton_version() >= (3, 8):  # older ones would spill
-        return Blocks(threads=128, columns=32, strided_columns=32, filters=8, wide_filters=16, outputs=32, precision="tf32x3")
-    return Blocks(threads=128, columns=16, strided_columns=8, filters=8, wide_filters=8, outputs=16, precision="tf32x3")
+        return Blocks(threads=128, columns=32, strided_columns=32, filters=32, outputs=32, precision="tf32x3")
+    return Blocks(threads=128, columns=32, strided_columns=16, filters=16, outputs=16, precision="tf32x3")
 
 
 def blocks_for(acts: Tensor, target: Target) -> Blocks:
@@ -157,7 +157,7 @@ def direct_serves(geometry: ConvGeometry, filters: int) -> bool:
     return (
         rows_serve(geometry, DIRECT_TAPS)
         and geometry.taps > LAG_TAPS**2
-        and geometry.taps * filters <= DIRECT_PRODUCTS
+        and geometry.taps * filters <= (DIRECT_PRODUCTS if geometry.taps > 16 else DIRECT_PRODUCTS_16)
         and all(before < k for (before, _), k in zip(geometry.padding, geometry.kernel))
     )
 
@@ -215,11 +215,11 @@ def samples_at_once(samples: int, lanes: int, blocks: Blocks) -> int:
     return max(8, 64 // lanes, min(blocks.threads // lanes, power_of_two(samples)))
 
 
-def filters_at_once(threads: int, width: int, blocks: Blocks) -> int:
-    """Filters of one step of phase 2 in a program of `threads` with tiles of so many columns: the 16 rows of their kernels
-    need an element for every thread."""
-    filters = blocks.wide_filters if width > 16 else blocks.filters
-    return max(8, filters * min(threads, blocks.threads) // blocks.threads, threads // 16)
+def filters_at_once(filters: int, threads: int, blocks: Blocks) -> int:
+    """Filters of one step of phase 2 in a program of so many threads: the 16 rows of their kernels need an element for every
+    thread."""
+    most = blocks.filters * min(threads, blocks.threads) // blocks.threads
+    return max(8, min(most, power_of_two(filters)), threads // 16)
 
 
 def sample_block(path: str, samples: int, channels: int, geometry: ConvGeometry, blocks: Blocks) -> int:

@@ -47,7 +47,8 @@ def conv_launches(
         sums = acts.new_empty((chunks.count, call.channels), dtype=torch.float64)
     else:
         block = plan.sample_block(path, call.samples, call.channels, geometry, plan.blocks_for(acts, target))
-        chunks = plan.chunks(call.samples, block, call.channels, 8 * call.channels * call.filters)
+        programs = call.channels * (call.filters if path == "direct" else 1)
+        chunks = plan.chunks(call.samples, block, programs, 8 * call.channels * call.filters)
         sums = acts.new_empty((chunks.count, call.channels, call.filters), dtype=torch.float64)
     if path == "norms":
         yield norms.launch(call, chunks, sums)
