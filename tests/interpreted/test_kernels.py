@@ -26,7 +26,7 @@ PATHS = {
     "lags, strided": ((3, 2, 3, 3), (17, 2, 7, 6), {"stride": 2, "padding": 1}),
     "lags, strided in tiles": ((3, 1, 3, 3), (3, 1, 5, 46), {"stride": (1, 2), "padding": 1}),
     "gram": ((6, 2, 3, 3), (17, 2, 7, 6), {"stride": 3, "padding": 1}),
-    "direct": ((6, 2, 4, 4), (3, 4, 5, 6), {"padding": 2, "groups": 2}),
+    "direct": ((6, 2, 4, 4), (3, 2, 5, 6), {"padding": 2}),
     "direct, in tiles": ((1, 2, 3, 5), (2, 2, 4, 14), {}),
     "direct, strided": ((2, 1, 7, 2), (35, 1, 6, 5), {"stride": 2, "padding": (3, 1)}),
     "direct, strided in tiles": ((1, 2, 4, 3), (2, 2, 3, 18), {"stride": (1, 2), "padding": (3, 2)}),
