@@ -50,11 +50,12 @@ struct Features {
   int step;         // filters at once
   int32_t* tap;     // [taps], where a kernel's element lies in the weight
   double* scale;    // [step], what a kernel was divided by
-  float* kernels;   // [taps][step], and of 9 taps room for [step][row]
+  float* kernels;   // [taps][step], or forms [step][row] (forms_3x3.h)
   Trust* trust;     // [step]
   char* behind;
 
-  HOST_DEVICE Features(int taps, int samples, int step, char* memory)
+  // `per_kernel`: what a filter has in `kernels`.
+  HOST_DEVICE Features(int taps, int samples, int step, int per_kernel, char* memory)
       : taps(taps), samples(samples), row(row_of(taps * (taps + 1) / 2)), step(step) {
     g = reinterpret_cast<float*>(memory);
     small = reinterpret_cast<uint32_t*>(g + row * samples);
@@ -64,7 +65,7 @@ struct Features {
     tap = reinterpret_cast<int32_t*>(sums + kThreads * kPerThread);
     scale = reinterpret_cast<double*>(tap + (taps + 3) / 4 * 4);
     kernels = reinterpret_cast<float*>(scale + step);
-    trust = reinterpret_cast<Trust*>(kernels + (taps == 9 ? row : taps) * step);
+    trust = reinterpret_cast<Trust*>(kernels + per_kernel * step);
     behind = reinterpret_cast<char*>(trust + step);  // a multiple of 8
   }
 

@@ -12,8 +12,13 @@
 
 namespace nnrelief {
 
-constexpr int kTaps3x3 = 9, kQuarter = 12, kTile = 16, kTiles = 2, kMaps = kTile * kTiles;  // of maps of a warp
-constexpr int kColumns = 8;                                                                 // filters of a product
+constexpr int kTaps3x3 = 9, kFeatures3x3 = 45, kQuarter = 12;
+constexpr int kTile = 16, kTiles = 2, kMaps = kTile * kTiles;  // maps of a product, and of a warp
+constexpr int kColumns = 8;                                    // filters of a product
+
+HOST_DEVICE inline Features features_3x3(const CudaPlan& p, char* memory) {
+  return Features(kTaps3x3, p.samples, p.filters, Features::row_of(kFeatures3x3), memory);
+}
 
 // Twelve numbers as sums of two tf32 numbers each, but for the last bits.
 struct Split {
@@ -56,10 +61,9 @@ __device__ __forceinline__ void load_forms(const Conv& c, const Features& f, int
         four.x[pair % 4] = v[a] * v[b];
         if (pair % 4 == 3) reinterpret_cast<Vector<float, 4>*>(f.kernels + i * f.row)[pair / 4] = four;
       }
-    constexpr int last = kTaps3x3 * (kTaps3x3 + 1) / 2;
 #pragma unroll
-    for (int k = last % 4; k < 4; ++k) four.x[k] = 0;
-    reinterpret_cast<Vector<float, 4>*>(f.kernels + i * f.row)[last / 4] = four;
+    for (int k = kFeatures3x3 % 4; k < 4; ++k) four.x[k] = 0;
+    reinterpret_cast<Vector<float, 4>*>(f.kernels + i * f.row)[kFeatures3x3 / 4] = four;
   }
 }
 

@@ -122,7 +122,7 @@ struct Owned {
 template <class S, int BLOCK, bool NEAR, int STRIDE>
 __global__ void __launch_bounds__(kThreads, STRIDE == 0 ? 3 : 2) gram(Conv c, CudaPlan p, Partial partial) {
   const int taps = c.taps(), staged = p.staged;
-  const Features f(taps, p.samples, p.filters, shared_memory<char>());
+  const Features f(taps, p.samples, p.filters, taps, shared_memory<char>());
   const Tile t(p, taps, f.behind);
   const Block block(c.channels);
   const int64_t ch = block.index, end = part_end(p.parts, block.part, c.samples);
@@ -210,7 +210,7 @@ void queue_gram(const Conv& c, const CudaPlan& p, Partial partial, void* stream)
     using S = decltype(x);
     const int taps = c.taps();
     const int64_t shared =
-        Tile(p, taps, Features(taps, p.samples, p.filters, nullptr).behind).behind - static_cast<char*>(nullptr);
+        Tile(p, taps, Features(taps, p.samples, p.filters, taps, nullptr).behind).behind - static_cast<char*>(nullptr);
     launch("gram", p.block == 7 ? kernel_of<S, 7>(c) : kernel_of<S, 5>(c), p.parts.count * c.channels, kThreads, shared,
            stream, c, p, partial);
   });

@@ -277,7 +277,7 @@ __device__ __forceinline__ void stride_2_features(const Conv& c, const Target& t
 template <class S, int STRIDE, int WIDTH, Reading READING>
 __global__ void __launch_bounds__(kThreads, WIDTH == 8 && READING != Reading::strided ? 3 : 2)
     lags(Conv c, CudaPlan p, Partial partial) {
-  const Features f(kTaps, p.samples, p.filters, shared_memory<char>());
+  const Features f = features_3x3(p, shared_memory<char>());
   score_samples(c, p, f, partial, [&](int place, int64_t base, bool used) {
     const int lanes = p.lanes, lane = threadIdx.x % lanes;
     const Target t{f.g + place * f.row, lane, lanes, STRIDE, static_cast<int>(c.out[1])};
@@ -306,7 +306,7 @@ auto kernel_of(const CudaPlan& p) {
 void queue_lags(const Conv& c, const CudaPlan& p, Partial partial, void* stream) {
   by_type(c.acts_type, [&](auto x) {
     using S = decltype(x);
-    const int64_t shared = Features(kTaps, p.samples, p.filters, nullptr).behind - static_cast<char*>(nullptr);
+    const int64_t shared = features_3x3(p, nullptr).behind - static_cast<char*>(nullptr);
     launch("lags", c.stride[1] == 1 ? kernel_of<S, 1>(p) : kernel_of<S, 2>(p), p.parts.count * c.channels, kThreads,
            shared, stream, c, p, partial);
   });

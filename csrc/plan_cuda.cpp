@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t kMostTaps = 64;
 constexpr int64_t kSamples = 32;  // whose features a block holds (forms_3x3.h), more where it has more maps at once
-constexpr int64_t kFeatureBytes = 24 << 10;  // of a block's samples
+constexpr int64_t kFeatureBytes = 21 << 10;  // of a block's samples; all its shared memory stays below 48 KiB
 constexpr int64_t kTilePixels = 2560;        // of float32 in shared memory
 constexpr int64_t kMultiprocessors = 132;
 constexpr int64_t kBlocks = 2 * kMultiprocessors;  // that fill a chip

@@ -117,7 +117,7 @@ __device__ __forceinline__ void flush(const Features& f, int sample, int lane, i
 
 template <class S, bool REUSE, bool NEAR>
 __global__ void __launch_bounds__(kThreads, 3) windows(Conv c, CudaPlan p, Partial partial) {
-  const Features f(kTaps, p.samples, p.filters, shared_memory<char>());
+  const Features f = features_3x3(p, shared_memory<char>());
   int64_t* const row = reinterpret_cast<int64_t*>(f.behind);  // bytes to the input rows from the first tap's first on
   for (int i = threadIdx.x; i < c.span(1, c.out[1]); i += kThreads) {
     const int64_t line = c.source(1, i - c.before[1]);
@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(kThreads, 3) windows(Conv c, CudaPlan p, Parti
 
 template <class S, bool REUSE>
 void queue(const Conv& c, const CudaPlan& p, Partial partial, void* stream) {
-  const Features f(kTaps, p.samples, p.filters, nullptr);
+  const Features f = features_3x3(p, nullptr);
   const int64_t shared = f.behind - static_cast<char*>(nullptr) + c.span(1, c.out[1]) * sizeof(int64_t);
   const bool near = c.padding == Padding::zeros && c.acts_x[2] == 1 && c.dilation[2] == 1;
   launch("windows", near ? windows<S, REUSE, true> : windows<S, REUSE, false>, p.parts.count * c.channels, kThreads,

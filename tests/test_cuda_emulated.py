@@ -47,6 +47,7 @@ CASES = {  # (path, weight shape, acts shape, options)
     "gram, 7x7 of many": ("gram", (3, 1, 7, 7), (2, 1, 20, 150), {"stride": (3, 2), "padding": 3}),
     "gram, 7x7": ("gram", (6, 2, 7, 7), (5, 2, 18, 18), {"stride": 2, "padding": 3}),
     "gram, 8x8": ("gram", (130, 1, 8, 8), (3, 1, 19, 40), {"padding": 4}),
+    "gram, 9 taps": ("gram", (260, 1, 9), (33, 1, 77), {}),
     "gram, 17 taps": ("gram", (260, 1, 17), (33, 1, 77), {}),
     "gram, 1-d": ("gram", (6, 2, 4), (5, 2, 19), {"padding": "same", "padding_mode": "circular"}),
     "gram, two filters of a thread": ("gram", (2640, 1, 1, 2), (20, 132, 3, 4), {"groups": 132}),

@@ -23,6 +23,7 @@ SMALL = {  # (weight shape, acts shape, options) that take each path of the Trit
     "norms": ((5, 7, 1, 1), (19, 7, 9, 6), {}),
     "lags": ((20, 3, 3, 3), (150, 3, 28, 28), {"padding": 1}),
     "lags, in tiles": ((20, 3, 3, 3), (70, 3, 20, 75), {"padding": 1}),
+    "lags, many filters": ((150, 2, 3, 3), (200, 2, 9, 10), {"padding": 1}),
     "lags, strided": ((20, 3, 3, 3), (70, 3, 30, 75), {"stride": 2, "padding": 1}),
     "lags, strided, of 56": ((20, 3, 3, 3), (70, 3, 30, 56), {"stride": 2, "padding": 1}),
     "direct": ((6, 1, 5, 5), (70, 6, 19, 28), {"padding": 2, "groups": 6}),
