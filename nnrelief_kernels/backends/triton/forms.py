@@ -99,7 +99,7 @@ def joined(parts, COUNT: tl.constexpr):
 
 @triton.jit
 def piece(features, PIECE: tl.constexpr, TAPS: tl.constexpr, BN: tl.constexpr, LANES: tl.constexpr):
-    """A piece of the features of BN maps, [BN, width], from the tensors [BN * LANES] of the features of each lane of a map."""
+    """A piece of the features of BN maps, [BN, width], from a tensor [BN * LANES] per feature, of the lanes of each map."""
     WIDTH: tl.constexpr = width_of_piece(TAPS, PIECE)
     parts = ()
     for f in tl.static_range(WIDTH):
@@ -112,6 +112,7 @@ def piece(features, PIECE: tl.constexpr, TAPS: tl.constexpr, BN: tl.constexpr, L
 
 @triton.jit
 def in_pieces(features, TAPS: tl.constexpr, BN: tl.constexpr, LANES: tl.constexpr):
+    """All of them, as add_norms takes them."""
     g = ()
     for i in tl.static_range(piece_count(TAPS)):
         g = g + (piece(features, i, TAPS, BN, LANES),)
@@ -156,8 +157,8 @@ def add_norms(
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
     tap = tl.arange(0, TP)
     at_tap = kernel_element(tap, KERNEL, wd, wh, ww)
-    has_small |= ~(most < LARGEST)  # [BN]
-    least = tl.where(most < LARGEST, tl.maximum(most, 1.0) * LEAST, float("nan"))
+    least = tl.where(most < LARGEST, tl.maximum(most, 1.0) * LEAST, float("nan"))  # [BN], the least square to trust, if any
+    has_small |= ~(most < LARGEST)
     tl.debug_barrier()  # the sums loaded below may have been stored by another thread of this program
     for j0 in range(0, filters, BJ):
         j = j0 + tl.arange(0, BJ)
