@@ -1,8 +1,9 @@
-"""The compiled CPU and CUDA backends, one library; everything else about the package is in pyproject.toml.
+"""The compiled CPU and CUDA backends, one library; all else about the package, but its licence, is in pyproject.toml.
 
 NNRELIEF_BUILD=auto (default) builds it if a compiler allows and otherwise installs without, saying why; 1 fails if it cannot
 be built; 0 leaves it out. NNRELIEF_BUILD_CUDA=auto|0|1 says the same of the CUDA kernels in it, which need nvcc but neither a
-GPU nor a torch with CUDA, and NNRELIEF_CUDA_ARCHS for which chips ("80;86;90;100": those, and code that newer ones translate).
+GPU nor a torch with CUDA, and NNRELIEF_CUDA_ARCHS for which chips ("80;86;90;100", as far as nvcc knows them: those, and code
+that newer ones translate).
 The cause of a missing part is kept in nnrelief_kernels/_build.txt for ``nnrelief info``.
 """
 
@@ -24,7 +25,7 @@ LEVELS = {
     "level_avx2": ["-mavx2", "-mfma"],
 }
 CUDA = "CUDA part of the compiled extension"
-CHIPS = os.environ.get("NNRELIEF_CUDA_ARCHS", "80;86;90;100")
+CHIPS = "80;86;90;100"
 
 
 def sources(pattern: str) -> list[str]:
@@ -64,11 +65,17 @@ def cuda_libraries(nvcc: Path) -> list[str]:
     return [f"-L{folder}", "-lcudart_static", "-ldl", "-lrt", "-lpthread", "-Wl,--exclude-libs,libcudart_static.a"]
 
 
+def chips(nvcc: Path) -> str:
+    """NNRELIEF_CUDA_ARCHS, or of `CHIPS` those that this nvcc can compile for."""
+    told = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=False).stdout.split()
+    return os.environ.get("NNRELIEF_CUDA_ARCHS") or ";".join(c for c in CHIPS.split(";") if f"sm_{c}" in told) or CHIPS
+
+
 def cuda_flags(architectures: str) -> list[str]:
     """nvcc's flags; no fast-math, so that sums are those of IEEE arithmetic."""
-    chips = architectures.split(";")
-    targets = [f"-gencode=arch=compute_{chip},code=sm_{chip}" for chip in chips]
-    targets.append(f"-gencode=arch=compute_{chips[-1]},code=compute_{chips[-1]}")  # PTX, for chips to come
+    listed = architectures.split(";")
+    targets = [f"-gencode=arch=compute_{chip},code=sm_{chip}" for chip in listed]
+    targets.append(f"-gencode=arch=compute_{listed[-1]},code=compute_{listed[-1]}")  # PTX, for chips to come
     return ["-std=c++17", "-O3", *targets, "-Werror=all-warnings", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall"]
 
 
@@ -121,7 +128,8 @@ def extension(mode: str) -> dict:
             """The library, with the CUDA kernels compiled by `nvcc` beside the rest."""
             host = sources("*.cpp")
             ext.sources = [source for source in host if nvcc or not source.endswith("_cuda.cpp")]
-            ext.define_macros = [("NNRELIEF_CUDA_ARCHS", f'"{CHIPS}"')] if nvcc else []
+            architectures = chips(nvcc) if nvcc else ""
+            ext.define_macros = [("NNRELIEF_CUDA_ARCHS", f'"{architectures}"')] if nvcc else []
             ext.extra_link_args = [*os.environ.get("NNRELIEF_LDFLAGS", "").split(), *(cuda_libraries(nvcc) if nvcc else [])]
             compile_all, compile_one = self.compiler.compile, self.compiler._compile
 
@@ -132,7 +140,7 @@ def extension(mode: str) -> dict:
             def compile_cuda(source: str) -> str:
                 target = Path(self.build_temp, source).with_suffix(".cu.o")
                 target.parent.mkdir(parents=True, exist_ok=True)
-                self.spawn([str(nvcc), *cuda_flags(CHIPS), "-c", source, "-o", str(target)])
+                self.spawn([str(nvcc), *cuda_flags(architectures), "-c", source, "-o", str(target)])
                 return str(target)
 
             def compile_beside(files, **options):
@@ -172,4 +180,5 @@ def extension(mode: str) -> dict:
 
 
 if __name__ == "__main__":
-    setup(**extension(option("NNRELIEF_BUILD")))
+    # the licence here, for in pyproject.toml setuptools before 77 refuses it, and `make gpu` takes what setuptools there is
+    setup(license="MIT", **extension(option("NNRELIEF_BUILD")))

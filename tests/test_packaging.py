@@ -85,3 +85,12 @@ def test_a_cuda_part_that_is_required_fails_without_nvcc(tree, mode, fails, says
     run = configure(tree, "setup.find_nvcc = lambda: None; setup.extension('auto')", NNRELIEF_BUILD_CUDA=mode)
     assert (run.returncode != 0) is fails
     assert says in run.stderr
+
+
+@pytest.mark.parametrize(("asked", "chips"), [("", "80;90"), ("86;90", "86;90")])
+def test_chips_that_nvcc_does_not_know_are_left_out_unless_asked_for(tree, asked, chips):
+    nvcc = tree / "nvcc"
+    nvcc.write_text("#!/bin/sh\nprintf 'sm_75\\nsm_80\\nsm_90\\n'\n")
+    nvcc.chmod(0o755)
+    run = configure(tree, f"print(setup.chips({str(nvcc)!r}))", NNRELIEF_CUDA_ARCHS=asked)
+    assert run.stdout.strip() == chips, run.stderr

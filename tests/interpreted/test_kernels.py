@@ -3,6 +3,7 @@
 import math
 import os
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -13,7 +14,17 @@ from tests.strategies import conv_calls, linear_calls, values
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1 (tests/test_triton_interpreter.py starts it)", allow_module_level=True)
 
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
 from nnrelief_kernels.backends.triton import plan
+
+
+def splat(builder, block, scalar):
+    """In place of the interpreter's own, which makes int32 of a bool; Triton 3.9's takes no such block as a mask."""
+    return TensorHandle(np.full(block.shape, scalar.data, dtype=scalar.data.dtype), scalar.dtype.scalar)
+
+
+InterpreterBuilder.create_splat = splat
 
 # (weight shape, acts shape, options) that take each path
 PATHS = {
