@@ -17,6 +17,8 @@ demo: $(STAMP)
 	$(BIN)/nnrelief info
 	$(BIN)/nnrelief demo --out demo
 
+# Threads that wait sleep: on a shared machine spinning ones would take the cores that they wait for.
+test: export OMP_WAIT_POLICY = PASSIVE
 test: $(STAMP) $(TRITON_OLDEST) $(TORCH_CPU)
 	$(BIN)/python -m pytest tests benchmarks/test_suites.py benchmarks/test_memory.py benchmarks/test_pretrained.py $(DOCTESTS)
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from nnrelief_kernels import reference
+from nnrelief_kernels import explain, reference, score_conv, score_linear
 from nnrelief_kernels.backends import cuda, get
 from nnrelief_kernels.geometry import conv_geometry
-from nnrelief_kernels.scoring import score_conv, score_linear
 from tests.emulated import missing, operators
+from tests.gpu import test_kernels as on_a_device
 from tests.strategies import conv_calls, linear_calls, values
 
 pytestmark = pytest.mark.skipif(missing is not None, reason=str(missing))
@@ -114,14 +114,19 @@ def test_any_linear(call):
 @each_case
 def test_each_path_and_layout(case):
     path, weight, acts, options = call(case)
-    keys = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "padding_mode": "zeros", **options}
-    variant = keys.pop("variant", "paper")
-    geometry = conv_geometry(tuple(acts.shape[2:]), tuple(weight.shape[2:]), **keys)
-    assert get("cuda").conv_path(weight, acts, geometry, variant) == path
+    assert explain(weight, acts, **options, backend="cuda").path == path
     first = check(weight, acts, **options)
     check(weight, acts.movedim(1, -1).contiguous().movedim(-1, 1), **options)
     check(weight, torch.nn.functional.pad(acts, (1, 2), value=math.nan)[..., 1:-2], **options)
     assert torch.equal(first, score_conv(weight, acts, **options, backend="cuda"))
+
+
+@pytest.mark.parametrize("case", on_a_device.SMALL)
+def test_the_cases_for_a_device_take_the_paths_that_they_name(case):
+    weight_shape, acts_shape, options = on_a_device.SMALL[case]
+    dtype = torch.float64 if case == "float64 maps" else torch.float32
+    found = explain(torch.empty(weight_shape, dtype=dtype), torch.empty(acts_shape, dtype=dtype), **options, backend="cuda")
+    assert found.path == on_a_device.CUDA_PATHS.get(case.split(",")[0], case.split(",")[0])
 
 
 @each_case

@@ -7,6 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from nnrelief_kernels import backends
 from nnrelief_kernels.backends.triton import plan
 from nnrelief_kernels.geometry import conv_geometry
+from tests.gpu import test_kernels as on_a_device
 
 
 def refusals(device, monkeypatch):
@@ -26,6 +27,17 @@ def test_cuda_tensors_go_to_triton_first(monkeypatch):
 
 def test_cpu_tensors_do_not(monkeypatch):
     assert "it serves cuda devices" in refusals("cpu", monkeypatch)["triton"]
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+@pytest.mark.parametrize("case", on_a_device.SMALL)
+def test_the_cases_for_a_device_take_the_paths_that_they_name(case, arch):
+    weight_shape, acts_shape, options = on_a_device.SMALL[case]
+    variant = options.get("variant", "paper")
+    geometry = conv_geometry(acts_shape[2:], weight_shape[2:], **{k: v for k, v in options.items() if k != "variant"})
+    dtype = torch.float64 if case == "float64 maps" else torch.float32
+    weight, acts = torch.empty(weight_shape, dtype=dtype), torch.empty(acts_shape, dtype=dtype)
+    assert plan.conv_path(weight, acts, geometry, variant, plan.Target("cuda", arch, 32)) == case.split(",")[0]
 
 
 def test_a_resnet50_compiles_few_kernels():
