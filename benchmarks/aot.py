@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from benchmarks.suites import SUITES, Layer, suite
@@ -179,14 +180,14 @@ def compiled(launch: Launch, target: plan.Target) -> Binary:
 
 
 def _spilled(ptx: str, arch: int | str) -> int:
-    """Bytes of registers that ptxas stores and loads again."""
+    """Bytes of registers that ptxas, called as Triton calls it, stores and loads again."""
     arch = int(arch)
-    assembler = "ptxas-blackwell" if arch >= 100 and (TOOLS / "ptxas-blackwell").exists() else "ptxas"
     suffix = "a" if arch >= 90 else ""
+    options = ["--regAllocOptLevel=2"] if plan.triton_version() >= (3, 8) else []
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
-        command = [str(TOOLS / assembler), "-v", f"--gpu-name=sm_{arch}{suffix}", file.name, "-o", "/dev/null"]
+        command = [get_ptxas(arch).path, "-v", *options, f"--gpu-name=sm_{arch}{suffix}", file.name, "-o", "/dev/null"]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return sum(int(bytes_) for bytes_ in re.findall(r"(\d+) bytes spill", usage))
 
