@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import get_ptxas
+from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 from triton.compiler import ASTSource
 
 from benchmarks.suites import SUITES, Layer, suite
@@ -182,12 +182,12 @@ def compiled(launch: Launch, target: plan.Target) -> Binary:
 def _spilled(ptx: str, arch: int | str) -> int:
     """Bytes of registers that ptxas, called as Triton calls it, stores and loads again."""
     arch = int(arch)
-    suffix = "a" if arch >= 90 else ""
-    options = ["--regAllocOptLevel=2"] if plan.triton_version() >= (3, 8) else []
+    options = ["-v", f"--gpu-name={sm_arch_from_capability(arch)}"]
+    options += ["--regAllocOptLevel=2"] if plan.triton_version() >= (3, 8) else []
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
-        command = [get_ptxas(arch).path, "-v", *options, f"--gpu-name=sm_{arch}{suffix}", file.name, "-o", "/dev/null"]
+        command = [get_ptxas(arch).path, *options, file.name, "-o", "/dev/null"]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return sum(int(bytes_) for bytes_ in re.findall(r"(\d+) bytes spill", usage))
 
