@@ -68,51 +68,120 @@ def row_class(sum_, stride):
 
 
 @triton.constexpr_function
-def first_of(class_, begin, stride):
-    """The first column of a class from `begin` on."""
-    return begin + (class_ - begin) % stride
+def base_row(sum_):
+    """How many rows before the newest a sum's pixels at u lie."""
+    return sum_[0] if sum_[1] >= 0 else 0
+
+
+@triton.constexpr_function
+def other_row(sum_):
+    return 0 if sum_[1] >= 0 else sum_[0]
+
+
+@triton.constexpr_function
+def spans(sum_, kernel, stride, pads, width, tw, tiles):
+    """Columns u of a tile whose products |x[u]| |x[u + s]| belong to a sum. First two ranges: those in every window of the
+    lag, which is why they are summed first, and those past the map's end in its last tile, where they are 0. Then the others,
+    each with the side of the map on which it is left out: -1, 1 or neither, 0."""
+    s, step, class_ = abs(sum_[1]), stride[1], sum_[5]
+    end = width - (tiles - 1) * tw - s  # of the columns that have a partner, in the last tile
+    begin = max(0, kernel[2] - 1 - s - pads[2])  # of those that every window contains
+    right = max(begin, end - max(0, kernel[2] - 1 - s - pads[3]))
+
+    def of_class(first, last):
+        return range(first + (class_ - first) % step, last, step)
+
+    inner, beyond = of_class(begin, right), of_class(max(begin, end), tw if tiles > 1 else 0)
+    edges = []
+    for u in [*of_class(class_, min(begin, end)), *of_class(right, end)]:
+        left_out = u < class_ + sum_[6] * step or u >= end - sum_[7] * step
+        if tiles > 1 or not left_out:
+            edges.append((u, (-1 if u < min(begin, end) else 1) if left_out else 0))
+    return inner.start, inner.stop, beyond.start, beyond.stop, edges
+
+
+@triton.constexpr_function
+def edge_count(found):
+    return len(found[4])
+
+
+@triton.constexpr_function
+def edge_column(found, i):
+    return found[4][i][0]
+
+
+@triton.constexpr_function
+def edge_side(found, i):
+    return found[4][i][1]
+
+
+@triton.jit
+def with_products(total, a, b):
+    """total + sum_i a_i b_i. Triton builds this once for all tuples of a length, a loop in window_sum once for every sum."""
+    for i in tl.static_range(len(a)):
+        total = tl.fma(a[i], b[i], total)
+    return total
 
 
 @triton.jit
 def window_sum(
-    rows, SUM: tl.constexpr, first, last, r, height,
+    base, other, SUM: tl.constexpr, first, last, r, height,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADS: tl.constexpr, WIDTH: tl.constexpr, TW: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """What the newest row `r` adds to the sum SUM = (d, s, window of rows, window of columns), [BM].
 
-    `first` and `last`: whether a thread's tile is the first or last of its map.
+    base, other: the rows of its pixels at u and u + |s|. first, last: whether a thread's tile is the first or last of its map.
     """
-    D: tl.constexpr = SUM[0]
     S: tl.constexpr = max(SUM[1], -SUM[1])
     STEP: tl.constexpr = STRIDE[1]
-    CLASS: tl.constexpr = SUM[5]  # of columns
-    FIRST: tl.constexpr = CLASS + SUM[6] * STEP
-    base, other = rows[D if SUM[1] >= 0 else 0], rows[0 if SUM[1] >= 0 else D]
-    END: tl.constexpr = WIDTH - (TILES - 1) * TW - S  # of the columns that have a partner, in the last tile
-    BEGIN: tl.constexpr = max(0, KERNEL[2] - 1 - S - PADS[2])  # of those that every window contains
-    RIGHT: tl.constexpr = max(BEGIN, END - max(0, KERNEL[2] - 1 - S - PADS[3]))
-    LAST: tl.constexpr = END - SUM[7] * STEP
-    total = base[0] * 0.0
-    for u in tl.static_range(first_of(CLASS, BEGIN, STEP), RIGHT, STEP):
-        total = tl.fma(base[u], other[u + S], total)
-    if TILES > 1:
-        for u in tl.static_range(first_of(CLASS, max(BEGIN, END), STEP), TW, STEP):
-            total = tl.fma(base[u], other[u + S], total)
-    for u in tl.static_range(CLASS, min(BEGIN, END), STEP):
-        if u >= FIRST and u < LAST:
-            total = tl.fma(base[u], other[u + S], total)
-        elif TILES > 1:
-            total += tl.where(first, 0.0, base[u] * other[u + S])
-    for u in tl.static_range(first_of(CLASS, RIGHT, STEP), END, STEP):
-        if u >= FIRST and u < LAST:
-            total = tl.fma(base[u], other[u + S], total)
-        elif TILES > 1:
-            total += tl.where(last, 0.0, base[u] * other[u + S])
+    SPANS: tl.constexpr = spans(SUM, KERNEL, STRIDE, PADS, WIDTH, TW, TILES)
+    other, total = other[S:], base[0] * 0.0
+    if SPANS[0] < SPANS[1]:
+        total = with_products(total, base[SPANS[0] : SPANS[1] : STEP], other[SPANS[0] : SPANS[1] : STEP])
+    if SPANS[2] < SPANS[3]:
+        total = with_products(total, base[SPANS[2] : SPANS[3] : STEP], other[SPANS[2] : SPANS[3] : STEP])
+    for i in tl.static_range(edge_count(SPANS)):
+        if edge_side(SPANS, i) == 0:
+            total = tl.fma(base[edge_column(SPANS, i)], other[edge_column(SPANS, i)], total)
+        else:
+            edge = base[edge_column(SPANS, i)] * other[edge_column(SPANS, i)]
+            total += tl.where(first if edge_side(SPANS, i) < 0 else last, 0.0, edge)
     if SUM[3] > 0:
-        total = tl.where(r >= SUM[2] + SUM[3] * STRIDE[0] + D, total, 0.0)
+        total = tl.where(r >= SUM[0] + SUM[2] + SUM[3] * STRIDE[0], total, 0.0)
     if SUM[4] > 0:
         total = tl.where(r < height - SUM[4] * STRIDE[0], total, 0.0)
     return total
+
+
+@triton.jit
+def with_row(
+    totals, rows, tile, r, height,
+    TURN: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADS: tl.constexpr,
+    WIDTH: tl.constexpr, TW: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    """All sums with what the newest row `r` adds to them: those whose products end in rows of class TURN.
+
+    A function of its own because Triton builds the body of a loop twice for every loop around it, and a function once.
+    """
+    TABLE: tl.constexpr = distinct(KERNEL, STRIDE, PADS)
+    updated = ()
+    for i in tl.static_range(sum_count(TABLE)):
+        if row_class(sum_at(TABLE, i), STRIDE[0]) == TURN:
+            base, other = rows[base_row(sum_at(TABLE, i))], rows[other_row(sum_at(TABLE, i))]
+            row_sum = window_sum(base, other, sum_at(TABLE, i), tile == 0, tile == TILES - 1, r, height,
+                                 KERNEL, STRIDE, PADS, WIDTH, TW, TILES)  # fmt: skip
+            updated = updated + (totals[i] + row_sum,)
+        else:
+            updated = updated + (totals[i],)
+    return updated
+
+
+@triton.jit
+def least_of(row, least, TW: tl.constexpr):
+    """`small` of the first TW columns."""
+    for column in tl.static_range(TW):
+        least = small(row[column], least)
+    return least
 
 
 SIZES = ("samples", "chunk", "channels", "height", "filters", "per_group", "xn", "xc", "xh", "wj", "wi", "wh", "ww")
@@ -171,17 +240,8 @@ def lags_kernel(
                     at_halo += xh
                     halo = tl.load(at_halo, inside_halo & (r + 1 < height), 0.0)
                 if x.dtype.element_ty != tl.float16:
-                    for column in tl.static_range(TW):
-                        least = small(newest[column], least)
-                updated = ()
-                for i in tl.static_range(COUNT):
-                    if row_class(sum_at(TABLE, i), STEP) == turn:
-                        row_sum = window_sum(rows, sum_at(TABLE, i), tile == 0, tile == TILES - 1, r, height,
-                                             KERNEL, STRIDE, PADS, WIDTH, TW, TILES)  # fmt: skip
-                        updated = updated + (totals[i] + row_sum,)
-                    else:
-                        updated = updated + (totals[i],)
-                totals = updated
+                    least = least_of(newest, least, TW)
+                totals = with_row(totals, rows, tile, r, height, turn, KERNEL, STRIDE, PADS, WIDTH, TW, TILES)
 
         most = zero
         for i in tl.static_range(COUNT):
