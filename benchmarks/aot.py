@@ -293,6 +293,18 @@ def specialisations(wanted: Iterable[Case], targets: Iterable[plan.Target]) -> d
     return found
 
 
+def in_one_dtype(found: dict[str, Specialisation]) -> dict[str, Specialisation]:
+    """Of those that differ in the dtypes (and in ALIGN, which follows from them) the last."""
+
+    def configuration(one: Specialisation) -> tuple[Any, ...]:
+        constants = [p.name for p in one.launch.kernel.params if p.is_constexpr and p.name != "ALIGN"]
+        chosen = [one.launch.arguments[name] for name in constants]
+        return (one.launch.kernel.__name__, one.target, one.launch.num_warps, *chosen)
+
+    last = {configuration(one): key for key, one in found.items()}
+    return {key: found[key] for key in last.values()}
+
+
 def compile_all(wanted: dict[str, Specialisation], jobs: int | None) -> dict[str, Binary]:
     """In so many processes (by default one for every core), forked because a launch cannot be sent to another process."""
     fork = multiprocessing.get_context("fork")
@@ -311,10 +323,14 @@ def main() -> int:
     """1 where a binary is not acceptable; the lines say which and why."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, help="processes (default: one for every core)")
+    parser.add_argument("--one-dtype", action="store_true", help="every configuration for one of its dtypes alone")
+    arguments = parser.parse_args()
     wanted = specialisations(every_case(), chips())
+    if arguments.one_dtype:
+        wanted = in_one_dtype(wanted)
     print(f"triton {triton.__version__}: {len(wanted)} binaries")
     failures = 0
-    for key, binary in compile_all(wanted, parser.parse_args().jobs).items():
+    for key, binary in compile_all(wanted, arguments.jobs).items():
         found = wanted[key]
         if why := check(binary, found.target):
             failures += 1

@@ -90,14 +90,14 @@ def guarded_launches(monkeypatch):
 
 @pytest.fixture
 def wide_finish(monkeypatch):
-    """Wider tiles for maps that are scored again: the interpreter takes minutes for the shipped ones, which other tests have."""
+    """Wider tiles for maps that are scored again; the interpreter takes minutes for the shipped ones, that other tests have."""
     block = plan.finish_block
     monkeypatch.setattr(plan, "finish_block", lambda *call: dataclasses.replace(block(*call), outputs=256))
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
 @given(call=conv_calls())
-def test_any_convolution(call):
+def test_any_convolution(wide_finish, call):
     weight, acts, bias, options = call
     before = weight.clone(), acts.clone()
     check(weight, acts, bias, **options)
