@@ -52,7 +52,9 @@ def test_where_nvcc_is_the_kernels_were_compiled():
     flags = build.cuda_flags("80;90")
     assert "-Werror=all-warnings" in flags
     assert not any("fast" in flag for flag in flags)
-    assert {"-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=compute_90"} <= set(flags)
+    assert "-gencode=arch=compute_80,code=[sm_80,sm_90,compute_80]" in flags
+    two = {"-gencode=arch=compute_86,code=[sm_86]", "-gencode=arch=compute_100,code=[sm_100,compute_100]"}
+    assert two <= set(build.cuda_flags("86;100"))
     assert "could not be compiled" not in extension.note()
 
 
