@@ -3,6 +3,7 @@
 // as NaN and lies between guard bands.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -42,7 +43,9 @@ struct Barrier {
   int expected = 0, arrived = 0, round = 0;
 };
 struct Fibre {
-  ucontext_t context;
+  ucontext_t start;
+  jmp_buf place;  // where it gave way: unlike swapcontext, a jump asks nothing of the system
+  bool begun;
   std::vector<char> stack = std::vector<char>(kStack);
   bool done;
 };
@@ -54,14 +57,24 @@ struct Block {
   Barrier all;
   int any;
   bool moved;
-  ucontext_t scheduler;
+  jmp_buf scheduler;
   std::function<void()> body;
   char* memory;
 };
 inline Block block;
 inline bool reversed = false;  // the order in which threads run
 
-inline void give_way() { swapcontext(&block.fibres[threadIdx.x].context, &block.scheduler); }
+inline void give_way() {
+  if (!_setjmp(block.fibres[threadIdx.x].place)) _longjmp(block.scheduler, 1);
+}
+
+// Until it gives way.
+inline void go_on(Fibre& fibre) {
+  if (_setjmp(block.scheduler)) return;
+  if (fibre.begun) _longjmp(fibre.place, 1);
+  fibre.begun = true;
+  setcontext(&fibre.start);
+}
 
 inline void wait(Barrier& barrier) {
   block.moved = true;
@@ -87,11 +100,11 @@ inline void run_block(const std::string& name, int threads) {
   block.all = {threads};
   for (int t = 0; t < threads; ++t) {
     Fibre& fibre = block.fibres[t];
-    fibre.done = false;
-    getcontext(&fibre.context);
-    fibre.context.uc_stack.ss_sp = fibre.stack.data();
-    fibre.context.uc_stack.ss_size = kStack;
-    makecontext(&fibre.context, enter, 0);
+    fibre.done = fibre.begun = false;
+    getcontext(&fibre.start);
+    fibre.start.uc_stack.ss_sp = fibre.stack.data();
+    fibre.start.uc_stack.ss_size = kStack;
+    makecontext(&fibre.start, enter, 0);
   }
   for (int left = threads; left > 0;) {
     block.moved = false;
@@ -99,7 +112,7 @@ inline void run_block(const std::string& name, int threads) {
       threadIdx.x = reversed ? threads - 1 - i : i;
       Fibre& fibre = block.fibres[threadIdx.x];
       if (fibre.done) continue;
-      swapcontext(&block.scheduler, &fibre.context);
+      go_on(fibre);
       left -= fibre.done;
     }
     if (!block.moved) throw std::runtime_error(name + ": threads wait for each other");
