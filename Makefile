@@ -8,6 +8,7 @@ STAMP := $(VENV)/installed
 TRITON_OLDEST := .triton36
 TORCH_CPU := .torch-cpu
 OUT ?= benchmarks/results/$(shell $(PYTHON) -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-"))')
+JOBS ?= 2
 GPU_BASELINES := naive,compiled,gram,cuda,forward,floor
 DOCTESTS := $(addprefix nnrelief_kernels/,scoring.py selection.py magnitude.py integrations/continual.py)
 
@@ -20,7 +21,7 @@ demo: $(STAMP)
 # Threads that wait sleep: on a shared machine spinning ones would take the cores that they wait for.
 test: export OMP_WAIT_POLICY = PASSIVE
 test: $(STAMP) $(TRITON_OLDEST) $(TORCH_CPU)
-	$(BIN)/python -m pytest tests benchmarks/test_suites.py benchmarks/test_memory.py benchmarks/test_pretrained.py $(DOCTESTS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests benchmarks/test_suites.py benchmarks/test_memory.py benchmarks/test_pretrained.py $(DOCTESTS)
 
 # The adapters against every real package, the heavy ones included, and a real sentence encoder (80 MB).
 test-integrations: $(STAMP)

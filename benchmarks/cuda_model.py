@@ -60,9 +60,9 @@ def loop_of(kernel: Kernel, multiply_adds: int) -> Loop:
 
 
 def row_loop(kernel: Kernel, stride: int, columns: int) -> Loop:
-    """Of a lags kernel: three rows with stride 1; two with stride 2, where sums may end among them."""
+    """Of a lags kernel: three rows with stride 1, two with stride 2."""
     outputs = columns // stride
-    return loop_of(kernel, 3 * (13 * outputs + 14) if stride == 1 else 34 * outputs + 5 + 6)
+    return loop_of(kernel, 3 * (13 * outputs + 14) if stride == 1 else 34 * outputs + 5)
 
 
 def lags(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
@@ -74,9 +74,8 @@ def lags(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
         raise Unclear(f"{len(nest)} loops around the rows of lags")
     rows = nest[3]
     ending = [loop for loop in rows.inside if loop is not inner]
-    if any(kernel.count(loop, "SHFL") == 0 for loop in ending) or len(ending) != (3 if stride == 1 else 5):
+    if any(kernel.count(loop, "SHFL") == 0 for loop in ending) or len(ending) != (3 if stride == 1 else 6):
         raise Unclear("the sums of lags")
-    shuffled = turn * sum(map(kernel.way, ending))
 
     if stride == 1:
         never = {loop.first for loop in ending}
@@ -90,15 +89,12 @@ def lags(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
     last = min(top + c.size[1] - 1, 2 * c.out[1])
     first = top + 1 - top % 2  # an even row before it is left out: no layer has one
     turns, chunks = ceil_div(last - first + 1, 2), ceil_div(last - first + 1, 128)
-    ends_inside = inner.inside[0]
-    pair = kernel.way(inner, never={ends_inside.first})
-    reaches = last == 2 * c.out[1]
-    a_map = (
-        turns * pair
-        + chunks * (kernel.way(rows) + shuffled)
-        + reaches * (kernel.way(inner) - pair + turn * kernel.way(ends_inside))
-    )
-    return Call(maps_call(found, kernel, c, p, a_map), pair / (2 * stride * p.outputs))
+    at_last, *always = ending  # sums end in the loop's last turn, which stands behind it, where the map's last window does
+    a_chunk = kernel.way(rows, never={at_last.first})
+    a_map = (turns - chunks) * kernel.way(inner) + chunks * (a_chunk + turn * sum(map(kernel.way, always)))
+    if last == 2 * c.out[1]:
+        a_map += kernel.way(rows) - a_chunk + turn * kernel.way(at_last)
+    return Call(maps_call(found, kernel, c, p, a_map), kernel.way(inner) / (2 * stride * p.outputs))
 
 
 def maps_call(found: dict[str, Kernel], kernel: Kernel, c: Conv, p: Plan, a_map: float) -> list[Queued]:
@@ -234,10 +230,12 @@ def groups_served(c: Conv, p: Plan) -> int:
 def finish(found: dict[str, Kernel], c: Conv, p: Plan) -> Queued:
     """Where every part's sums are good."""
     kernel = named(found, "6finishIf")
-    parts = only("parts", kernel.whole.inside)
-    float64 = only("filters in float64", parts.inside)
-    never = range(float64.first, float64.last)
-    count = kernel.way(kernel.whole) + p.parts * kernel.way(parts, never=never)
+    flags, at_once, one, _ = kernel.whole.inside
+    if [kernel.count(flags, "LDG"), kernel.count(at_once, "DADD"), kernel.count(one, "DADD")] != [1, 8, 1]:
+        raise Unclear("the loops of finish")
+    checked = ceil_div(p.parts, THREADS) * kernel.way(flags)
+    added = p.parts // 8 * kernel.way(at_once) + p.parts % 8 * kernel.way(one)
+    count = kernel.way(kernel.whole) + checked + added
     return Queued(c.channels * ceil_div(c.filters, THREADS), count, 0, sum_bytes(c, p))
 
 
@@ -266,9 +264,11 @@ def norms(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
     turns = ceil_div(p.part_samples, THREADS // lanes)
     sums = p.parts * c.channels * 8
     scaling = named(found, f"5scaleI{TYPES[c.weight_type]}f")
-    fours, ones = scaling.whole.inside
+    at_once, one = scaling.whole.inside
+    if (scaling.count(at_once, "DADD"), scaling.count(one, "DADD")) != (4, 1):
+        raise Unclear("the loops of scale")
     added = ceil_div(p.parts, THREADS // 32)
-    scaled = scaling.way(scaling.whole) + added // 4 * scaling.way(fours) + added % 4 * scaling.way(ones)
+    scaled = scaling.way(scaling.whole) + added // 4 * scaling.way(at_once) + added % 4 * scaling.way(one)
     per_group = c.channels // c.groups
     connections, blocks = c.groups * c.filters * per_group, c.groups * ceil_div(c.filters, 32) * ceil_div(per_group, 32)
     queued = [

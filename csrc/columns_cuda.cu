@@ -42,21 +42,32 @@ __global__ void __launch_bounds__(kThreads) add_parts(const double* sums, int64_
   total[i] = sum;
 }
 
-// A block: kHigh filters of a group against kWide columns, whose factors it adds up from their parts first.
-constexpr int kHigh = 32;
+// A block: kHigh filters of a group against kWide columns, whose factors it adds up from their parts first; a part has
+// `all` of them.
+constexpr int kHigh = 32, kAtOnce = 4;
 
 template <class S, class T>
 __global__ void __launch_bounds__(kThreads)
-    scale(Matrix m, int64_t filters, const double* factors, int64_t parts, T* out) {
+    scale(Matrix m, int64_t filters, const double* factors, int64_t parts, int64_t all, T* out) {
   __shared__ double memory[kThreads];
   const uint32_t across = (m.columns + kWide - 1) / kWide, down = (filters + kHigh - 1) / kHigh;
   const uint32_t column = blockIdx.x % across * kWide + threadIdx.x % kWide, block = blockIdx.x / across;
   const int64_t group = block / down, first = block % down * kHigh;
-  const double* const factor = factors + group * m.columns + column;
-  const int64_t all = static_cast<uint32_t>(m.rows) / static_cast<uint32_t>(filters) * m.columns;
   double sum = 0;
-  if (column < m.columns)
-    for (int64_t part = threadIdx.x / kWide; part < parts; part += kDeep) sum += factor[part * all];
+  if (column < m.columns) {
+    int64_t part = threadIdx.x / kWide;
+    const double* factor = factors + group * m.columns + column + part * all;
+#pragma unroll 1
+    for (; part + (kAtOnce - 1) * kDeep < parts; part += kAtOnce * kDeep) {
+      double some[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i, factor += kDeep * all) some[i] = *factor;
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) sum += some[i];
+    }
+#pragma unroll 1
+    for (; part < parts; part += kDeep, factor += kDeep * all) sum += *factor;
+  }
   memory[threadIdx.x] = sum;
   __syncthreads();
   if (column >= m.columns) return;
@@ -88,8 +99,9 @@ void queue_add(const double* sums, int64_t parts, int64_t count, double* total, 
 void queue_scale(const Matrix& weight, int64_t filters, const double* factors, int64_t parts, bool wide, void* out,
                  void* stream) {
   const int64_t blocks = weight.rows / filters * ceil_div(filters, kHigh) * ceil_div(weight.columns, kWide);
+  const int64_t all = weight.rows / filters * weight.columns;
   const auto queue = [&](auto kernel, auto* to) {
-    launch("scale", kernel, blocks, kThreads, 0, stream, weight, filters, factors, parts, to);
+    launch("scale", kernel, blocks, kThreads, 0, stream, weight, filters, factors, parts, all, to);
   };
   if (weight.type == Dtype::f64) return queue(scale<double, double>, static_cast<double*>(out));
   by_type(weight.type, [&](auto x) {

@@ -20,7 +20,10 @@ HOST_DEVICE inline Features features_3x3(const CudaPlan& p, char* memory) {
   return Features(kTaps3x3, p.samples, p.filters, Features::row_of(kFeatures3x3), memory);
 }
 
-// Twelve numbers as sums of two tf32 numbers each, but for the last bits.
+// Twelve numbers as sums of two tf32 numbers each, but for the last bits. Of numbers that stay for many products (OWN)
+// the high parts are differences: masked numbers are taken from where they were loaded, for the matrix units read no
+// other bits, and are moved side by side for every product anew.
+template <bool OWN>
 struct Split {
   float high[kQuarter], low[kQuarter];
 
@@ -30,8 +33,9 @@ struct Split {
       const auto four = reinterpret_cast<const Vector<float, 4>*>(x)[i];
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        high[4 * i + k] = upper(four.x[k]);
-        low[4 * i + k] = upper(four.x[k] - high[4 * i + k]);
+        const float rest = four.x[k] - upper(four.x[k]);
+        high[4 * i + k] = OWN ? four.x[k] - rest : upper(four.x[k]);
+        low[4 * i + k] = upper(rest);
       }
     }
   }
@@ -71,11 +75,13 @@ __device__ __forceinline__ void load_forms(const Conv& c, const Features& f, int
 __device__ __forceinline__ bool add_norms_3x3(const Conv& c, const Features& f, int64_t weight, bool again,
                                               double* sums) {
   const int warp = threadIdx.x / kWarp, row = threadIdx.x % kWarp / 4, quarter = threadIdx.x % 4;
-  const int parts = f.samples / kMaps, maps = warp % parts * kMaps + row;
+  const int parts = f.samples / kMaps, log = parts / 2;  // of 1, 2 or 4
+  const int part = warp & (parts - 1), maps = part * kMaps + row;
+  const int start = (warp >> log) * kColumns, apart = (kThreads / kWarp * kColumns) >> log;
   const auto features = [&](int tile, int half) {
-    return Split(f.g + (maps + tile * kTile + half * kTile / 2) * f.row + quarter * kQuarter);
+    return Split<true>(f.g + (maps + tile * kTile + half * kTile / 2) * f.row + quarter * kQuarter);
   };
-  const Split x[kTiles][2] = {{features(0, 0), features(0, 1)}, {features(1, 0), features(1, 1)}};
+  const Split<true> x[kTiles][2] = {{features(0, 0), features(0, 1)}, {features(1, 0), features(1, 1)}};
   bool good = true, any_floor = false;
 #pragma unroll
   for (int i = 0; i < 2 * kTiles; ++i) any_floor = any_floor || f.floor[maps + i * kTile / 2] > 0;
@@ -87,8 +93,8 @@ __device__ __forceinline__ bool add_norms_3x3(const Conv& c, const Features& f, 
 
     const int left = static_cast<int>(c.filters) - first, count = left < f.step ? left : f.step;
 #pragma unroll 1
-    for (int column = warp / parts * kColumns; column < count; column += kThreads / kWarp / parts * kColumns) {
-      const Split v(f.kernels + (column + row) * f.row + quarter * kQuarter);
+    for (int column = start; column < count; column += apart) {
+      const Split<false> v(f.kernels + (column + row) * f.row + quarter * kQuarter);
       float q[kTiles][4] = {};
       const auto add = [&](bool low_x, bool low_v) {
 #pragma unroll
@@ -125,14 +131,14 @@ __device__ __forceinline__ bool add_norms_3x3(const Conv& c, const Features& f, 
         for (int i = 0; i < 2; ++i) sum[i] += __shfl_xor_sync(kAll, sum[i], offset);
       if (row == 0) {
 #pragma unroll
-        for (int i = 0; i < 2; ++i) f.sums[warp % parts * f.step + j + i] = sum[i];
+        for (int i = 0; i < 2; ++i) f.sums[part * f.step + j + i] = sum[i];
       }
     }
     __syncthreads();
     for (int i = threadIdx.x; i < count; i += kThreads) {
       float sum = 0;
 #pragma unroll 1
-      for (int part = 0; part < parts; ++part) sum += f.sums[part * f.step + i];
+      for (int p = 0; p < parts; ++p) sum += f.sums[p * f.step + i];
       f.store(c, first, i, sum, again, sums);
     }
     __syncthreads();

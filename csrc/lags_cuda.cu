@@ -100,10 +100,13 @@ struct Stream {
     for (int i = 0; i < 4; ++i) near[i] = edge + i >= begin && column + edge + i < width;
     if (kVectors) near[0] = column >= 0, near[1] = column + 1 + WIDTH < width;
     if (!used || outputs <= 0) stop();
-    fetch();
+    fetch<false>();
   }
 
+  // LAST: whether the map's last row may have been fetched.
+  template <bool LAST>
   __device__ __forceinline__ void fetch() {
+    if (LAST && rows <= 0) stop();
     if constexpr (kVectors) {
 #pragma unroll
       for (int i = 0; i < WIDTH / kFour; ++i) pieces[i] = reinterpret_cast<const Vector<S, kFour>*>(x)[i];
@@ -116,7 +119,7 @@ struct Stream {
       for (int i = 0; i < (STRIDE == 1 ? 4 : 3); ++i) sides[i] = near[i] ? x[(edge + i) * right] : S{};
     }
     x += step;
-    if (--rows == 0) stop();
+    --rows;
   }
   // From here on, rows are zeros.
   __device__ __forceinline__ void stop() {
@@ -127,6 +130,7 @@ struct Stream {
   }
 
   // The fetched row, while the one after it is on its way; zeros behind the last.
+  template <bool LAST>
   __device__ __forceinline__ void advance(Row<STRIDE, WIDTH>& row) {
     if constexpr (kVectors) {
       float own[WIDTH];
@@ -147,7 +151,7 @@ struct Stream {
 #pragma unroll
       for (int i = 0; i < 2; ++i) row.after[i] = STRIDE == 1 || i == 0 ? magnitude(sides[2 + i]) : 0;
     }
-    fetch();
+    fetch<LAST>();
     if constexpr (sizeof(S) == 4 || std::is_same_v<S, BFloat16>) {
 #pragma unroll
       for (int i = 0; i < WIDTH; ++i) low = lower(row.x[i], low);
@@ -200,7 +204,7 @@ __device__ __forceinline__ void add_row(const Row (&rows)[K], float (&sums)[K][K
 // K rows, not the map's last, after which each lies in its register again.
 template <int I = 0, class Row, class Stream>
 __device__ __forceinline__ void add_rows(Stream& stream, Row (&rows)[K], float (&sums)[K][K][K]) {
-  stream.advance(rows[I]);
+  stream.template advance<false>(rows[I]);
   add_row<I>(rows, sums);
   if constexpr (I + 1 < K) add_rows<I + 1>(stream, rows, sums);
 }
@@ -227,7 +231,7 @@ __device__ __forceinline__ void stride_1_features(const Conv& c, const Target& t
 #pragma unroll 1
       for (; r + K <= (stop < limit ? stop : limit); r += K) add_rows(stream, rows, sums);
     }
-    stream.advance(rows[0]);
+    stream.template advance<true>(rows[0]);
     add_row<0>(rows, sums);
     end_row(t, r, r < K - 1 || r == end - 1 || r % kLongest == kLongest - 1, sums);
     ++r;
@@ -248,24 +252,35 @@ __device__ __forceinline__ void stride_2_features(const Conv& c, const Target& t
   float even_0[K][K] = {}, even_1[K][K] = {}, even_2[K][K] = {}, odd_0[K][K] = {}, odd_1[K][K] = {};
   int r = top;
   if (r % 2 == 0) {
-    stream.advance(even);
+    stream.template advance<true>(even);
     R::template add_products<true>(even, even, even_0);
     if (r++ == 0) flush<0, 0, 2>(t, 0, even_0);
   }
+  const auto add_odd = [&] {
+    R::template add_products<true>(odd, odd, odd_0);
+    R::template add_products<false>(even, odd, even_1);
+  };
+  const auto add_even = [&] {
+    R::template add_products<true>(next, next, even_0);
+    R::template add_products<false>(odd, next, odd_1);
+    R::template add_products<false>(even, next, even_2);
+    even = next;
+  };
   do {
     const int until = last < r + kLongest - 1 ? last : r + kLongest - 1;
 #pragma unroll 1
-    for (; r <= until; r += 2) {
-      stream.advance(odd);
-      R::template add_products<true>(odd, odd, odd_0);
-      R::template add_products<false>(even, odd, even_1);
-      if (r + 1 == 2 * t.high) flush<0, 0, 2>(t, r - 1, even_0);
-      stream.advance(next);
-      R::template add_products<true>(next, next, even_0);
-      R::template add_products<false>(odd, next, odd_1);
-      R::template add_products<false>(even, next, even_2);
-      even = next;
+    for (; r + 1 < until; r += 2) {
+      stream.template advance<false>(odd);
+      add_odd();
+      stream.template advance<false>(next);
+      add_even();
     }
+    stream.template advance<true>(odd);
+    add_odd();
+    if (r + 1 == 2 * t.high) flush<0, 0, 2>(t, r - 1, even_0);
+    stream.template advance<true>(next);
+    add_even();
+    r += 2;
     flush<0, 0, 2>(t, r - 1, even_0);
     flush<1, 0, K>(t, r - 3, even_1);
     flush<2, 0, K>(t, r - 3, even_2);

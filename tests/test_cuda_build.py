@@ -156,9 +156,9 @@ def test_machine_code_has_the_multiply_adds_of_the_source():
         for columns, reading in ((28, 0), (32, 0), (16, 0), (8, 0), (16, 1), (8, 1), (8, 2)):
             kernel = code.named(found, f"4lagsI{kind}Li{stride}ELi{columns}ELNS_7ReadingE{reading}E")
             loop = model.row_loop(kernel, stride, columns)
-            assert len(loop.inside) == stride - 1  # where sums of stride 2 end
+            assert not loop.inside
             products = 3 * 13 * columns if stride == 1 else 34 * columns // 2
-            assert products < kernel.way(loop) <= sum(loop.operations.values()) + sum(map(kernel.way, loop.inside))
+            assert products < kernel.way(loop) <= sum(loop.operations.values())
 
 
 @pytest.mark.parametrize(("k", "size", "padding"), [(3, 32, 1), (3, 300, 1), (3, 2, 1), (3, 9, 0), (3, 7, 2)])
