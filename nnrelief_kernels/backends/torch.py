@@ -5,7 +5,8 @@ With U (k² x L) the unfolded map |x_ni| and v = vec|K_ij|, the squared norm of 
     || |K_ij| * |x_ni| ||_F²  =  || vᵀU ||²  =  vᵀ (U Uᵀ) v  =  sum_{a<=b} G_ab f_ab,    f = triu(v vᵀ), off-diagonal doubled,
 
 so the k² x k² matrix G of one input map serves all filters and no feature map is formed. Where the map has so few
-positions that L < (k²+1)/2, vᵀU itself is cheaper ("direct"). Every term is non-negative: nothing cancels.
+positions that L < (k²+1)/2, vᵀU itself is cheaper ("direct"); under a single element the norm is v ||x|| ("norms"). Every
+term is non-negative: nothing cancels.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ def conv_path(weight: Tensor, acts: Tensor, geometry: ConvGeometry, variant: str
     if variant == "l1":
         return "window sums"
     taps = geometry.taps
+    if taps == 1:
+        return "norms"
     return "direct" if 2 * geometry.positions < taps + 1 or taps * taps > BLOCK else "gram"
 
 
@@ -85,7 +88,8 @@ def score_conv(weight: Tensor, acts: Tensor, geometry: ConvGeometry, variant: st
     else:
         n_block = min(samples, maps)
         c_block = min(c_in, max(1, maps // n_block))
-    f_block = max(1, BLOCK // (c_block * max(features, n_block * (positions if path == "direct" else 1))))
+    of_each_sample = {"norms": 0, "direct": n_block * positions}.get(path, n_block)
+    f_block = max(1, BLOCK // (c_block * max(features, of_each_sample)))
 
     dtype = result_dtype(weight, acts)
     out = acts.new_empty((groups, filters, per_group), dtype=dtype)
@@ -123,12 +127,17 @@ def _signal(v: Tensor, x: Tensor, geometry: ConvGeometry, variant: str, path: st
             u = _scaled(_unfold(x, geometry, tile, v.dtype), peak)[0]  # (n, c, k², T)
         if path == "gram":
             part = _total((chunk @ chunk.mT).double() for chunk in torch.split(u, DEPTH, 3))  # (n, c, k², k²)
+        elif path == "norms":
+            part = u.square_().sum((2, 3), dtype=torch.float64)  # (n, c)
         elif path == "direct":
             part = (second @ u.to(second.dtype)).square_().sum(3, dtype=torch.float64)  # (n, c, f)
         else:
             part = u.sum(3, dtype=torch.float64)  # (n, c, k²)
         total = part if total is None else total + part
     sums = cast(Tensor, total).transpose(0, 1)  # channels first: one product per channel
+    x_scale = _power_of_two(peak)[:, :, 0].transpose(0, 1).double()  # (c, n, 1)
+    if path == "norms":
+        return (sums.sqrt_()[..., None] * x_scale).sum(1) * v[:, :, 0] * v_scale[:, :, 0]
     if path == "gram":
         a, b = torch.triu_indices(v.shape[2], v.shape[2], device=v.device)
         norms = (sums[:, :, a, b].to(second.dtype) @ second.mT).sqrt_()
@@ -136,7 +145,6 @@ def _signal(v: Tensor, x: Tensor, geometry: ConvGeometry, variant: str, path: st
         norms = sums.sqrt_()
     else:
         norms = sums.to(second.dtype) @ second.mT
-    x_scale = _power_of_two(peak)[:, :, 0].transpose(0, 1).double()  # (c, n, 1)
     return (norms * x_scale).sum(1) * v_scale[:, :, 0]
 
 
