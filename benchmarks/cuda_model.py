@@ -270,7 +270,7 @@ def norms(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
     added = ceil_div(p.parts, THREADS // 32)
     scaled = scaling.way(scaling.whole) + added // 4 * scaling.way(at_once) + added % 4 * scaling.way(one)
     per_group = c.channels // c.groups
-    connections, blocks = c.groups * c.filters * per_group, c.groups * ceil_div(c.filters, 32) * ceil_div(per_group, 32)
+    connections, blocks = c.groups * c.filters * per_group, c.groups * ceil_div(c.filters, 16) * ceil_div(per_group, 32)
     queued = [
         Queued(
             p.parts * c.channels,

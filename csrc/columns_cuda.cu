@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kThreads) add_parts(const double* sums, int64_
 
 // A block: kHigh filters of a group against kWide columns, whose factors it adds up from their parts first; a part has
 // `all` of them.
-constexpr int kHigh = 32, kAtOnce = 4;
+constexpr int kHigh = 16, kAtOnce = 4;
 
 template <class S, class T>
 __global__ void __launch_bounds__(kThreads)
@@ -73,7 +73,8 @@ __global__ void __launch_bounds__(kThreads)
   if (column >= m.columns) return;
   sum = 0;
   for (int k = 0; k < kDeep; ++k) sum += memory[k * kWide + threadIdx.x % kWide];
-  const int64_t high = threadIdx.x / kWide, left = filters - first - high, row = group * filters + first + high;
+  const int64_t row = group * filters + first + threadIdx.x / kWide;
+  const int left = static_cast<int>(filters - first) - static_cast<int>(threadIdx.x / kWide);
   const S* w = static_cast<const S*>(m.w) + row * m.row_stride + column * m.column_stride;
   T* to = out + row * m.columns + column;
 #pragma unroll
