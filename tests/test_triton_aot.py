@@ -9,5 +9,4 @@ from tests.tritons import ROOT, every_triton, run
 @every_triton
 def test_no_spills_and_shared_memory_that_fits(triton):
     arguments = ["--one-dtype"] if triton == "oldest" else []
-    cache = str(ROOT / ".triton_cache" / triton)
-    run(triton, "-m", "benchmarks.aot", *arguments, TRITON_CACHE_DIR=cache, TRITON_DISABLE_LINE_INFO="1")
+    run(triton, "-m", "benchmarks.aot", *arguments, TRITON_CACHE_DIR=str(ROOT / ".triton_cache" / triton))
