@@ -22,7 +22,7 @@ def plot_history(history: Sequence[Iteration], path: str | Path, title: str = ""
     for step, i in zip(steps, history):
         left.annotate(f"{i.kept_percent:.3g}", (step, i.kept_percent), (4, 5), textcoords="offset points", fontsize=8)
     left.set(xlabel="iteration", ylabel="parameters kept, %", yscale="log", title="What is left")
-    left.yaxis.set_major_formatter("{x:g}")
+    logarithmic(left.yaxis)
     left.margins(x=0.1, y=0.1)
     right.plot(steps, [i.error_after for i in history], "o-", color="tab:green", label="after retraining")
     if history[0].error_after is not None:
@@ -31,6 +31,8 @@ def plot_history(history: Sequence[Iteration], path: str | Path, title: str = ""
     right.margins(y=0.1)
     right.set_ylim(bottom=0)
     right.legend()
+    for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     save(figure, path)
 
 
@@ -52,6 +54,15 @@ def plot_architecture(history: Sequence[Iteration], path: str | Path, title: str
     axes.set(ylabel="active units", title="Units with a connection in and one out")
     axes.legend()
     save(figure, path)
+
+
+def logarithmic(axis: Any) -> None:
+    """Labels 1, 2, 5, 10, ... instead of powers of ten."""
+    from matplotlib.ticker import LogLocator
+
+    axis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("{x:g}")
 
 
 def new_figure(width: float, height: float) -> Any:

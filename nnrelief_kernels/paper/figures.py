@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..plots import new_figure, save
+from ..plots import logarithmic, new_figure, save
 from .runs import Run, Step
 
 Runs = Mapping[str, Sequence[Run]]
@@ -24,9 +24,10 @@ def by_iteration(runs: Runs, path: Path, title: str) -> None:
         _curve(right, group, lambda step: 100 - step.last, label)
         _curve(right, group, lambda step: 100 - step.best, f"{label}, best epoch", linestyle=":")
     left.set(xlabel="iteration", ylabel="parameters kept, %", yscale="log", title="What is left")
-    left.yaxis.set_major_formatter("{x:g}")
+    logarithmic(left.yaxis)
     right.set(xlabel="iteration", ylabel="test accuracy, %", title="Last epoch, and the best one (dotted)")
     for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     save(figure, path)
@@ -42,7 +43,7 @@ def by_layer(group: Sequence[Run], path: Path, title: str) -> None:
     names = list(steps[0].iteration.kept_per_layer)
     _bars(upper, names, steps, lambda step, name: step.iteration.kept_per_layer[name], "kept", 0, "tab:blue")
     upper.set(ylabel="parameters kept, %", yscale="log")
-    upper.yaxis.set_major_formatter("{x:g}")
+    logarithmic(upper.yaxis)
     names = list(steps[0].iteration.active)
     dense = [run.steps[0] for run in group]
     _bars(lower, names, dense, lambda step, name: step.iteration.active[name], "before pruning", -0.2, "lightgray")
@@ -63,7 +64,7 @@ def tradeoff(runs: Runs, path: Path, title: str) -> None:
         line = axes.errorbar(x, y, y_std, x_std, fmt="o-", capsize=3, label=_count(label, group))
         _star(axes, group, x, y, line.lines[0].get_color())
     axes.set(xlabel="compression, parameters / parameters kept", ylabel="test accuracy, %", xscale="log", title=title)
-    axes.xaxis.set_major_formatter("{x:g}")
+    logarithmic(axes.xaxis)
     axes.grid(alpha=0.3)
     axes.legend()
     save(figure, path)
