@@ -69,7 +69,9 @@ def trace(model: nn.Module, batch: Any, forward: Forward | None = None) -> Trace
     """
     try:
         with evaluating(model), unfused(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")  # torch's own affair
+            # torch's own affairs
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec", FutureWarning)
             program = torch.export.export(_Call(model, forward), (batch,), strict=False).run_decompositions({})
     except Exception as cause:  # whatever a model's own code raises under tracing
         reason = str(cause).strip().splitlines() or [""]
