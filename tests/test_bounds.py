@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -189,6 +189,7 @@ def check(found):
 def test_no_network_changes_by_more_than_is_certified(name, keep, seed, data):
     model, x = network(name, seed), images(7, data)
     masks = random_masks(model, keep, seed)
+    assume(not all(mask.all() for mask in masks.values()))
     found = certify(model, masks, x.split(3))
     assert found.reason == ""
     check(found)
