@@ -8,6 +8,7 @@ STAMP := $(VENV)/installed
 TRITON_OLDEST := .triton36
 TORCH_CPU := .torch-cpu
 OUT ?= benchmarks/results/$(shell $(PYTHON) -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-"))')
+# Test files that run at once.
 JOBS ?= 2
 GPU_BASELINES := naive,compiled,gram,cuda,forward,floor
 DOCTESTS := $(addprefix nnrelief_kernels/,scoring.py selection.py magnitude.py integrations/continual.py)

@@ -227,15 +227,21 @@ def groups_served(c: Conv, p: Plan) -> int:
     return 1 if c.filters > p.filters else ceil_div(p.part_samples, p.samples)
 
 
+def strided_sum(kernel: Kernel, several: Loop, single: Loop, n: int, count: int) -> int:
+    """`count` terms, n of them at a time (csrc/magnitude.h)."""
+    if (kernel.count(several, "DADD"), kernel.count(single, "DADD")) != (n, 1):
+        raise Unclear("the loops of a strided sum")
+    return count // n * kernel.way(several) + count % n * kernel.way(single)
+
+
 def finish(found: dict[str, Kernel], c: Conv, p: Plan) -> Queued:
     """Where every part's sums are good."""
     kernel = named(found, "6finishIf")
-    flags, at_once, one, _ = kernel.whole.inside
-    if [kernel.count(flags, "LDG"), kernel.count(at_once, "DADD"), kernel.count(one, "DADD")] != [1, 8, 1]:
-        raise Unclear("the loops of finish")
+    flags, several, single, _ = kernel.whole.inside
+    if kernel.count(flags, "LDG") != 1:
+        raise Unclear("the flags of finish")
     checked = ceil_div(p.parts, THREADS) * kernel.way(flags)
-    added = p.parts // 8 * kernel.way(at_once) + p.parts % 8 * kernel.way(one)
-    count = kernel.way(kernel.whole) + checked + added
+    count = kernel.way(kernel.whole) + checked + strided_sum(kernel, several, single, 8, p.parts)
     return Queued(c.channels * ceil_div(c.filters, THREADS), count, 0, sum_bytes(c, p))
 
 
@@ -264,11 +270,8 @@ def norms(found: dict[str, Kernel], c: Conv, p: Plan) -> Call:
     turns = ceil_div(p.part_samples, THREADS // lanes)
     sums = p.parts * c.channels * 8
     scaling = named(found, f"5scaleI{TYPES[c.weight_type]}f")
-    at_once, one = scaling.whole.inside
-    if (scaling.count(at_once, "DADD"), scaling.count(one, "DADD")) != (4, 1):
-        raise Unclear("the loops of scale")
-    added = ceil_div(p.parts, THREADS // 32)
-    scaled = scaling.way(scaling.whole) + added // 4 * scaling.way(at_once) + added % 4 * scaling.way(one)
+    fours, ones = scaling.whole.inside
+    scaled = scaling.way(scaling.whole) + strided_sum(scaling, fours, ones, 4, ceil_div(p.parts, THREADS // 32))
     per_group = c.channels // c.groups
     connections, blocks = c.groups * c.filters * per_group, c.groups * ceil_div(c.filters, 16) * ceil_div(per_group, 32)
     queued = [

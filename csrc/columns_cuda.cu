@@ -37,14 +37,12 @@ __global__ void __launch_bounds__(kThreads) column_sums(Columns c, Parts parts, 
 __global__ void __launch_bounds__(kThreads) add_parts(const double* sums, int64_t parts, int64_t count, double* total) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= count) return;
-  double sum = 0;
-  for (int64_t part = 0; part < parts; ++part) sum += sums[part * count + i];
-  total[i] = sum;
+  total[i] = strided_sum<8>(sums + i, count, parts);
 }
 
 // A block: kHigh filters of a group against kWide columns, whose factors it adds up from their parts first; a part has
 // `all` of them.
-constexpr int kHigh = 16, kAtOnce = 4;
+constexpr int kHigh = 16;
 
 template <class S, class T>
 __global__ void __launch_bounds__(kThreads)
@@ -53,21 +51,11 @@ __global__ void __launch_bounds__(kThreads)
   const uint32_t across = (m.columns + kWide - 1) / kWide, down = (filters + kHigh - 1) / kHigh;
   const uint32_t column = blockIdx.x % across * kWide + threadIdx.x % kWide, block = blockIdx.x / across;
   const int64_t group = block / down, first = block % down * kHigh;
+  const int64_t part = threadIdx.x / kWide;
   double sum = 0;
-  if (column < m.columns) {
-    int64_t part = threadIdx.x / kWide;
-    const double* factor = factors + group * m.columns + column + part * all;
-#pragma unroll 1
-    for (; part + (kAtOnce - 1) * kDeep < parts; part += kAtOnce * kDeep) {
-      double some[kAtOnce];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i, factor += kDeep * all) some[i] = *factor;
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) sum += some[i];
-    }
-#pragma unroll 1
-    for (; part < parts; part += kDeep, factor += kDeep * all) sum += *factor;
-  }
+  if (column < m.columns)
+    sum = strided_sum<4>(factors + group * m.columns + column + part * all, kDeep * all,
+                         (parts - part + kDeep - 1) / kDeep);
   memory[threadIdx.x] = sum;
   __syncthreads();
   if (column >= m.columns) return;

@@ -7,7 +7,6 @@ namespace nnrelief {
 namespace {
 
 constexpr int kFilters = 4;  // at once in float64
-constexpr int kAtOnce = 8;   // parts whose sums are on their way together
 
 // The largest |x| of one map: on every thread.
 __device__ __forceinline__ double map_peak(const Conv& c, int64_t base, double* memory) {
@@ -104,21 +103,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   for (int64_t part = threadIdx.x; !bad && part < parts.count; part += kThreads)
     bad = partial.flags[part * channels + local] != 0;
   bad = __syncthreads_or(bad);
-  if (!bad && used) {
-    const double* sums = partial.sums + local * filters + j;
-    const int64_t apart = channels * filters;
-    int64_t part = 0;
-#pragma unroll 1
-    for (; part + kAtOnce <= parts.count; part += kAtOnce) {
-      double some[kAtOnce];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i, sums += apart) some[i] = *sums;
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) norm += some[i];
-    }
-#pragma unroll 1
-    for (; part < parts.count; ++part, sums += apart) norm += *sums;
-  }
+  if (!bad && used) norm = strided_sum<8>(partial.sums + local * c.filters + j, channels * c.filters, parts.count);
 #pragma unroll 1
   for (int64_t part = 0; bad && part < parts.count; ++part) {
     const int64_t at = part * channels + local;

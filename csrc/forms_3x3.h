@@ -21,8 +21,8 @@ HOST_DEVICE inline Features features_3x3(const CudaPlan& p, char* memory) {
 }
 
 // Twelve numbers as sums of two tf32 numbers each, but for the last bits. Of numbers that stay for many products (OWN)
-// the high parts are differences: masked numbers are taken from where they were loaded, for the matrix units read no
-// other bits, and are moved side by side for every product anew.
+// the high parts are differences: in place of masked ones the assembler keeps the loaded ones, whose other bits the
+// matrix units do not read, and moves them side by side before every product.
 template <bool OWN>
 struct Split {
   float high[kQuarter], low[kQuarter];

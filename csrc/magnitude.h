@@ -131,6 +131,23 @@ __device__ inline double root(double y) {
   return y >= 0x1p-1022 && y < HUGE_VAL ? result : y;
 }
 
+// x[0] + x[step] + ..., `count` of them in order, N of them on their way together.
+template <int N>
+__device__ __forceinline__ double strided_sum(const double* x, int64_t step, int64_t count) {
+  double sum = 0;
+#pragma unroll 1
+  for (; count >= N; count -= N) {
+    double some[N];
+#pragma unroll
+    for (int i = 0; i < N; ++i, x += step) some[i] = *x;
+#pragma unroll
+    for (int i = 0; i < N; ++i) sum += some[i];
+  }
+#pragma unroll 1
+  for (; count > 0; --count, x += step) sum += *x;
+  return sum;
+}
+
 // The sum of every thread's x, on every thread; `memory` holds a number per warp.
 __device__ inline double block_sum(double x, double* memory) {
   for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(kAll, x, offset);
