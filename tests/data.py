@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from nnrelief_kernels.paper.models import LeNet5
+
 FOLDER = Path(os.environ.get("NNRELIEF_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 needs_data = pytest.mark.skipif(
@@ -23,6 +25,11 @@ def mnist_test():
 
     images = torch.tensor(read("t10k-images-idx3-ubyte.gz", 16).reshape(-1, 1, 28, 28))
     return images.float() / 256, torch.tensor(read("t10k-labels-idx1-ubyte.gz", 8).astype(np.int64))
+
+
+def caffe_lenet5():
+    """The network of the published Caffe weights."""
+    return LeNet5(conv_relu=False)
 
 
 def load_caffe(model, name):

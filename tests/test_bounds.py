@@ -13,10 +13,10 @@ from torch import nn
 from nnrelief_kernels import alpha_for_bound, apply_masks, certify, get_masks, layer_bounds, measure, prune, reference
 from nnrelief_kernels.bounds import ALPHAS
 from nnrelief_kernels.geometry import conv_geometry
-from nnrelief_kernels.paper.models import LeNet5, LeNet300100
+from nnrelief_kernels.paper.models import LeNet300100
 from nnrelief_kernels.paper.training import error
 from tests import networks
-from tests.data import load_caffe, mnist_test, needs_data
+from tests.data import caffe_lenet5, load_caffe, mnist_test, needs_data
 from tests.strategies import conv_calls, linear_calls
 
 ROUNDING = 1 + 1e-10
@@ -426,7 +426,7 @@ def test_budgets_are_met_and_used(name):
 @pytest.mark.parametrize("name", ["caffe_lenet300100_original", "caffe_lenet5_original"])
 def test_published_networks_within_a_budget(name):
     images, labels = mnist_test()
-    model = load_caffe(LeNet5() if "lenet5" in name else LeNet300100(), name)
+    model = load_caffe(caffe_lenet5() if "lenet5" in name else LeNet300100(), name)
     batches = images[:200].split(100)
     alphas = alpha_for_bound(model, batches, 1.0)
     pruned = copy.deepcopy(model)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from nnrelief_kernels import Collector, measure, prune, reference
-from nnrelief_kernels.paper.models import LeNet5, LeNet300100
+from nnrelief_kernels.paper.models import LeNet300100
 from nnrelief_kernels.paper.training import error
-from tests.data import load_caffe, mnist_test, needs_data
+from tests.data import caffe_lenet5, load_caffe, mnist_test, needs_data
 
 pytestmark = needs_data
 
@@ -21,8 +21,8 @@ def mnist():
     [
         (LeNet300100, "caffe_lenet300100_original", 266_610, 266_610, 2.28),
         (LeNet300100, "caffe_lenet300100_sparse", 266_610, 4_988, 1.99),
-        (LeNet5, "caffe_lenet5_original", 431_080, 431_080, 0.91),
-        (LeNet5, "caffe_lenet5_sparse", 431_080, 3_993, 0.91),
+        (caffe_lenet5, "caffe_lenet5_original", 431_080, 431_080, 0.91),
+        (caffe_lenet5, "caffe_lenet5_sparse", 431_080, 3_993, 0.91),
     ],
 )
 def test_published_networks_measure_as_published(mnist, network, name, parameters, kept, wrong):
@@ -35,7 +35,7 @@ def test_published_networks_measure_as_published(mnist, network, name, parameter
 
 
 def test_scores_of_lenet5_are_the_oracles(mnist):
-    model, images = load_caffe(LeNet5(), "caffe_lenet5_original"), mnist[0][:20]
+    model, images = load_caffe(caffe_lenet5(), "caffe_lenet5_original"), mnist[0][:20]
     inputs = {}
     hooks = [
         layer.register_forward_pre_hook(lambda _, args, name=name: inputs.__setitem__(name, args[0]))

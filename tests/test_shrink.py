@@ -12,8 +12,8 @@ from torch import nn
 from nnrelief_kernels import apply_masks, fold_masks, get_masks, shrink
 from nnrelief_kernels.latency import latency
 from nnrelief_kernels.masks import dense_state
-from nnrelief_kernels.paper.models import LeNet5, LeNet300100
-from tests.data import load_caffe, mnist_test, needs_data
+from nnrelief_kernels.paper.models import LeNet300100
+from tests.data import caffe_lenet5, load_caffe, mnist_test, needs_data
 from tests.networks import NETWORKS, network, random_masks, samples
 from tests.test_dead import ROUNDING, assert_same
 
@@ -104,7 +104,7 @@ def test_onnx_computes_the_same(name, tmp_path):
 
 
 @needs_data
-@pytest.mark.parametrize(("network", "name"), [(LeNet5, "caffe_lenet5_sparse"), (LeNet300100, "caffe_lenet300100_sparse")])
+@pytest.mark.parametrize(("network", "name"), [(caffe_lenet5, "caffe_lenet5_sparse"), (LeNet300100, "caffe_lenet300100_sparse")])
 def test_published_sparse_networks_on_real_images(network, name):
     model, images = load_caffe(network(), name), mnist_test()[0][:1000]
     found = shrink(model, images, seconds=0.001)

@@ -1,4 +1,7 @@
-"""The networks of the publication, He-initialised (appendix A of Dekhovich et al. 2024)."""
+"""The networks of the publication, weights He-initialised (appendix A of Dekhovich et al. 2024).
+
+It says nothing of biases: they are drawn as torch does by default, as in the authors' scripts.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +33,19 @@ class LeNet300100(nn.Module):
 
 
 class LeNet5(nn.Module):
-    """The Caffe LeNet-5: 20 and 50 kernels of 5 x 5, each with 2 x 2 max pooling, then 500 neurons. 431,080 on MNIST."""
+    """The Caffe LeNet-5: 20 and 50 kernels of 5 x 5, each with 2 x 2 max pooling, then 500 neurons. 431,080 on MNIST.
 
-    def __init__(self, image: tuple[int, ...] = (1, 28, 28), classes: int = 10) -> None:
+    Args:
+        conv_relu: ReLU behind the convolutions as well, as in the authors' scripts; Caffe's own network has none there.
+    """
+
+    def __init__(self, image: tuple[int, ...] = (1, 28, 28), classes: int = 10, conv_relu: bool = True) -> None:
         super().__init__()
         channels, *size = image
         left = [((s - 4) // 2 - 4) // 2 for s in size]
         if len(size) != 2 or min(left) < 1:
             raise ValueError(f"image must be (channels, height, width) of at least 16 x 16 for LeNet-5, got {image}")
+        self.conv_activation = nn.ReLU() if conv_relu else nn.Identity()
         self.conv1 = nn.Conv2d(channels, 20, 5)
         self.conv2 = nn.Conv2d(20, 50, 5)
         self.fc1 = nn.Linear(50 * left[0] * left[1], 500)
@@ -45,8 +53,8 @@ class LeNet5(nn.Module):
         _he(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.max_pool2d(self.conv1(x), 2)
-        x = F.max_pool2d(self.conv2(x), 2)
+        x = self.conv_activation(F.max_pool2d(self.conv1(x), 2))
+        x = self.conv_activation(F.max_pool2d(self.conv2(x), 2))
         return self.fc2(F.relu(self.fc1(x.flatten(1))))  # type: ignore[no-any-return]
 
 
@@ -175,5 +183,3 @@ def _he(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
