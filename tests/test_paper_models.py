@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from nnrelief_kernels.paper.models import MODELS, load_published
+from nnrelief_kernels.paper.models import MODELS, LeNet5, load_published
 from tests.data import FOLDER, needs_data
 
 MNIST, CIFAR, TINY = (1, 28, 28), (3, 32, 32), (3, 64, 64)
@@ -29,6 +30,25 @@ def test_sizes(name, image, parameters):
     model = MODELS[name](image, 10)
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert model.eval()(torch.rand(2, *image)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("name", ["lenet300-100", "lenet5"])
+def test_weights_are_he_initialised_and_biases_as_torch_draws_them(name):
+    layer = MODELS[name](MNIST, 10).fc1
+    assert float(layer.weight.detach().std()) == pytest.approx((2 / layer.in_features) ** 0.5, rel=0.03)
+    bound = layer.in_features**-0.5
+    assert 0.9 * bound < float(layer.bias.detach().abs().max()) <= bound
+
+
+def test_lenet5_cuts_its_maps_at_zero_unless_it_is_caffes():
+    x = torch.rand(2, *MNIST)
+    for conv_relu in (True, False):
+        model = LeNet5(conv_relu=conv_relu)
+        maps = x
+        for conv in (model.conv1, model.conv2):
+            maps = F.conv2d(maps, conv.weight, conv.bias)
+            maps = F.max_pool2d(maps.relu() if conv_relu else maps, 2)
+        assert torch.equal(model(x), model.fc2(model.fc1(maps.flatten(1)).relu()))
 
 
 def test_vgg_halves_large_images_in_its_first_convolution():
