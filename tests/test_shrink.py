@@ -104,9 +104,9 @@ def test_onnx_computes_the_same(name, tmp_path):
 
 
 @needs_data
-@pytest.mark.parametrize(("network", "name"), [(caffe_lenet5, "caffe_lenet5_sparse"), (LeNet300100, "caffe_lenet300100_sparse")])
+@pytest.mark.parametrize(("network", "name"), [(caffe_lenet5, "lenet5"), (LeNet300100, "lenet300100")])
 def test_published_sparse_networks_on_real_images(network, name):
-    model, images = load_caffe(network(), name), mnist_test()[0][:1000]
+    model, images = load_caffe(network(), f"caffe_{name}_sparse"), mnist_test()[0][:1000]
     found = shrink(model, images, seconds=0.001)
     assert found.error <= 1e-5
     assert not found.left
