@@ -126,6 +126,24 @@ def test_keep_best_ends_with_the_epoch_of_the_least_error():
     assert training.error(model, data.x_test, data.y_test) == min(e.error for e in epochs)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_weights_and_moments_that_all_but_vanished_end_as_zeros(tmp_path, optimizer):
+    data, model, path = (
+        images("lenet300-100", torch.float32),
+        MODELS["lenet300-100"](SIZES["lenet300-100"], 4),
+        tmp_path / "state.pt",
+    )
+    data.x_train[:, :, 0] = 0  # the weights of a row of pixels decay and nothing else
+    with torch.no_grad():
+        model.fc1.weight[:, :6] = 1e-33
+    train(model, data, Recipe(((1e-12, 2),), optimizer, batch=7), checkpoint=path, show=False)
+    held = torch.load(path)  # after the first epoch
+    moments = [value for state in held["optimizer"]["state"].values() for value in state.values() if value is not None]
+    assert not model.fc1.weight[:, :6].any()
+    assert model.fc1.weight[:, 6:].all()
+    assert all(torch.equal(tensor, torch.where(tensor.abs() < 1e-30, 0, tensor)) for tensor in moments)
+
+
 def test_without_shuffling_every_epoch_sees_the_same_batches():
     data = images("lenet300-100")
     first, second = (list(data.epoch(7, shuffle=False)) for _ in range(2))
