@@ -15,7 +15,7 @@ from nnrelief_kernels.paper.experiments import EXPERIMENTS, Experiment
 from nnrelief_kernels.paper.published import TABLES
 from nnrelief_kernels.paper.runs import SETTINGS, read_run, run
 from nnrelief_kernels.paper.sources import IMAGES, MEAN, STD, enlarged_digits, load_named
-from nnrelief_kernels.paper.tables import comparison, rows, spread
+from nnrelief_kernels.paper.tables import by_iteration, comparison, rows, spread
 from nnrelief_kernels.paper.training import Recipe
 
 SMALL = Experiment("lenet300-100", "mnist", Recipe(((1e-3, 2),)), Recipe(((1e-3, 2),)), 2, 1, rewind=True, samples=20)
@@ -97,6 +97,14 @@ def test_rows_count_the_seeds_that_reached_the_published_iteration(tmp_path):
         assert (network, seeds) == ("LeNet-300-100", "0")
         assert published in ("1.98 ± 0.07", "1.51 ± 0.07")
         assert measured in [spread(row.measured) for row in found]
+
+
+@pytest.mark.parametrize(("kept", "explained"), [(100.0, False), (40.0, True)])
+def test_a_dense_network_that_lacks_parameters_is_explained(tmp_path, kept, explained):
+    found = small_run(tmp_path, iterations=1)
+    iteration = dataclasses.replace(found.steps[0].iteration, kept_percent=kept)
+    text = by_iteration([dataclasses.replace(found, steps=[dataclasses.replace(found.steps[0], iteration=iteration)])])
+    assert ("took to zero" in text) == explained
 
 
 def test_spread_is_the_deviation_of_a_sample():

@@ -107,6 +107,8 @@ def by_iteration(runs: Sequence[Run]) -> str:
     text = markdown(
         ("iteration", "seeds", "kept %", "error %, last epoch", "error %, best epoch", "FLOPs pruned %", "active units"), lines
     )
+    if any(run.steps[0].iteration.kept_percent < 100 for run in runs if run.steps):
+        text += "\nWeights that training itself took to zero do not count as kept before pruning either.\n"
     for run in runs:
         if len(run.steps) <= run.iterations:
             reached = f"iteration {len(run.steps) - 1} of {run.iterations}"
