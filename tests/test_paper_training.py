@@ -128,11 +128,8 @@ def test_keep_best_ends_with_the_epoch_of_the_least_error():
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_weights_and_moments_that_all_but_vanished_end_as_zeros(tmp_path, optimizer):
-    data, model, path = (
-        images("lenet300-100", torch.float32),
-        MODELS["lenet300-100"](SIZES["lenet300-100"], 4),
-        tmp_path / "state.pt",
-    )
+    data, path = images("lenet300-100", torch.float32), tmp_path / "state.pt"
+    model = MODELS["lenet300-100"](SIZES["lenet300-100"], 4)
     data.x_train[:, :, 0] = 0  # the weights of a row of pixels decay and nothing else
     with torch.no_grad():
         model.fc1.weight[:, :6] = 1e-33

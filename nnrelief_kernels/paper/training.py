@@ -73,7 +73,7 @@ def train(
     description: str = "training",
     show: bool = True,
 ) -> list[Epoch]:
-    """Train in place, on the device of `data`; masks stay in force.
+    """Train in place, on the device of `data`; masks stay in force. Weights that decay below 1e-30 end an epoch as zeros.
 
     Args:
         seed: epoch e draws its batches, augmentation and dropout from torch's global generators after
@@ -170,14 +170,14 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 @torch.no_grad()
-def _drop_vanished(optimizer: torch.optim.Optimizer, negligible: float = 1e-30) -> None:
-    """Zero the weights and moments that have all but vanished.
+def _drop_vanished(optimizer: torch.optim.Optimizer) -> None:
+    """Zero the weights and moments below 1e-30.
 
     What weight decay shrinks without end would turn denormal and stay so, where many CPUs take tens of times as long for it.
     """
     for parameter, state in optimizer.state.items():
         for tensor in (parameter, *(value for value in state.values() if isinstance(value, Tensor))):
-            tensor.masked_fill_(tensor.abs() < negligible, 0)
+            tensor.masked_fill_(tensor.abs() < 1e-30, 0)
 
 
 def _save(path: Path, state: dict[str, Any]) -> None:
