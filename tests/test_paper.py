@@ -1,6 +1,7 @@
 """`nnrelief paper`: everything runs, runs go on where they stopped, measured values have a column of their own."""
 
 import dataclasses
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -52,10 +53,12 @@ def test_nothing_run_is_marked_as_such(tmp_path):
     assert measured == ["not run"] * len(lines)
 
 
-def test_a_run_goes_on_where_it_stopped(tmp_path):
-    whole = small_run(tmp_path / "whole")
+@pytest.mark.parametrize("later", [{}, {2: {"alpha_fc": 0.8, "temperature": 1.0}}], ids=["", "changes"])
+def test_a_run_goes_on_where_it_stopped(tmp_path, later):
+    experiment = dataclasses.replace(SMALL, distillation=0.5, later=later)
+    whole = small_run(tmp_path / "whole", experiment)
     for iterations in (0, 1, 2, None):
-        parts = small_run(tmp_path / "parts", iterations=iterations)
+        parts = small_run(tmp_path / "parts", experiment, iterations=iterations)
     timeless = {"seconds": 0.0}
     for ours, theirs in zip(parts.steps, whole.steps, strict=True):
         assert dataclasses.replace(ours.iteration, **timeless) == dataclasses.replace(theirs.iteration, **timeless)
@@ -63,6 +66,18 @@ def test_a_run_goes_on_where_it_stopped(tmp_path):
         assert len(ours.epochs) == 2
         assert ours.best <= ours.last == ours.iteration.error_after
     assert not list(tmp_path.rglob("training-*.pt"))
+
+
+def test_what_changes_later_changes_from_its_iteration_on(tmp_path):
+    later = {2: {"alpha_fc": 0.5, "retraining": Recipe(((1e-3, 1),))}, 3: {"alpha_fc": 0.4}}
+    plain, changed = dataclasses.replace(SMALL, iterations=3), dataclasses.replace(SMALL, iterations=3, later=later)
+    before, after = small_run(tmp_path / "before", plain), small_run(tmp_path / "after", changed)
+    kept = [[step.iteration.kept for step in one.steps] for one in (before, after)]
+    assert kept[0][:2] == kept[1][:2]
+    assert [len(step.epochs) for step in after.steps] == [2, 2, 1, 1]
+    assert after.steps[1].iteration.error_after == before.steps[1].iteration.error_after
+    shares = [[now / last for last, now in itertools.pairwise(one[1:])] for one in kept]
+    assert shares[1][1] < shares[1][0] < min(shares[0])
 
 
 def test_a_folder_holds_one_experiment(tmp_path):
@@ -74,7 +89,8 @@ def test_a_folder_holds_one_experiment(tmp_path):
 def test_a_run_of_an_earlier_version_goes_on(tmp_path):
     small_run(tmp_path, iterations=0)
     settings = json.loads((tmp_path / SETTINGS).read_text())
-    del settings["experiment"]["distillation"]
+    for name in ("distillation", "temperature", "later"):
+        del settings["experiment"][name]
     (tmp_path / SETTINGS).write_text(json.dumps(settings))
     assert len(small_run(tmp_path, iterations=1).steps) == 2
     with pytest.raises(ValueError, match="experiment"):
@@ -132,6 +148,8 @@ def test_experiments_are_those_of_the_appendix(name, training, retraining, alpha
     assert found.training.rates[0][0] == (0.1 if "sgd" in name else 1e-3)
     authors = found.authors()
     assert authors.options == {"variant": "l1" if "lenet" in name else "norm_of_mean", "compat": "authors"}
+    later = dataclasses.replace(found, later={2: {"retraining": found.retraining, "alpha_fc": 0.5}}).authors().later
+    assert later == {2: {"retraining": authors.retraining, "alpha_fc": 0.5}}
     assert authors.retraining.keep_best
     assert not authors.retraining.shuffle
 

@@ -32,14 +32,32 @@ class Experiment:
     """A published checkpoint to start from, in place of training."""
     distillation: float = 0.0
     """The share of the network before pruning in the labels that it is retrained with."""
+    temperature: float = 4.0
+    """Divides that network's outputs before the softmax that makes labels of them."""
+    later: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """What changes: an iteration, and fields of the experiment that have other values from it on."""
+
+    def at(self, iteration: int) -> Experiment:
+        """The experiment as it is in an iteration."""
+        changes = [fields for first, fields in self.later.items() if first <= iteration]
+        return dataclasses.replace(self, **{name: value for fields in changes for name, value in fields.items()})
 
     def authors(self) -> Experiment:
         """What the authors' scripts do differently: score, cut-off, no shuffling, the epoch of the least test error."""
-        recipes = {
-            name: dataclasses.replace(getattr(self, name), shuffle=False, keep_best=True) for name in ("training", "retraining")
-        }
+
+        def theirs(fields: dict[str, Any]) -> dict[str, Any]:
+            return {
+                name: dataclasses.replace(value, shuffle=False, keep_best=True) if isinstance(value, Recipe) else value
+                for name, value in fields.items()
+            }
+
         variant = "l1" if self.data == "mnist" else "norm_of_mean"
-        return dataclasses.replace(self, **recipes, options=self.options | {"variant": variant, "compat": "authors"})
+        return dataclasses.replace(
+            self,
+            **theirs({"training": self.training, "retraining": self.retraining}),
+            later={first: theirs(fields) for first, fields in self.later.items()},
+            options=self.options | {"variant": variant, "compat": "authors"},
+        )
 
     def quick(self) -> Experiment:
         """One epoch and one iteration: shows that everything runs, measures nothing."""

@@ -61,7 +61,7 @@ def run(
     done = len(load_checkpoint(folder, copy.deepcopy(model)))
     numbers = itertools.count(max(done, 1))
 
-    def fit(network: nn.Module, number: int, recipe: Recipe, data: Dataset = data) -> None:
+    def fit(network: nn.Module, number: int, recipe: Recipe, data: Dataset) -> None:
         state = folder / f"training-{number}.pt"
         epochs = train(network, data, recipe, seed=1000 * seed + number, checkpoint=state, description=f"training {number}",
                        **dataclasses.asdict(speed))  # fmt: skip
@@ -74,22 +74,32 @@ def run(
         if experiment.weights:
             load_published(model, weights / experiment.weights)
         else:
-            fit(model, 0, experiment.training)
+            fit(model, 0, experiment.training, data)
         save_tensors(folder / DENSE, dense_state(model))
-    labelled = distilled(data, model, experiment.distillation) if experiment.distillation else data
-    if wanted := experiment.iterations if iterations is None else iterations:
+    teacher = copy.deepcopy(model)
+
+    def retrain(network: nn.Module) -> None:
+        number = next(numbers)
+        now = experiment.at(number)
+        labelled = distilled(data, teacher, now.distillation, now.temperature) if now.distillation else data
+        fit(network, number, now.retraining, labelled)
+
+    wanted = experiment.iterations if iterations is None else iterations
+    ends = [*(first - 1 for first in experiment.later if first <= wanted), wanted]
+    for end in ends if wanted else []:
+        now = experiment.at(end)
         prune_iteratively(
             model,
             data.pruning_set(experiment.samples, seed),
-            lambda network: fit(network, next(numbers), experiment.retraining, labelled),
-            iterations=wanted,
+            retrain,
+            iterations=end,
             rewind=initial if experiment.rewind else None,
             evaluate=lambda network: error(network, data.x_test, data.y_test),
             checkpoint=folder,
             log=folder / HISTORY,
-            alpha_conv=experiment.alpha_conv,
-            alpha_fc=experiment.alpha_fc,
-            **experiment.options,
+            alpha_conv=now.alpha_conv,
+            alpha_fc=now.alpha_fc,
+            **now.options,
         )
 
 
@@ -148,8 +158,8 @@ def _check_settings(folder: Path, experiment: Experiment, seed: int, speed: Spee
             file.write(json.dumps(asked | machine, indent=1).encode())
         return
     held = json.loads(path.read_text())
-    since = {f.name: f.default for f in dataclasses.fields(Experiment) if f.default is not dataclasses.MISSING}
-    held["experiment"] = since | held["experiment"]  # settings written before Experiment had a field
+    plain = Experiment(experiment.model, experiment.data, experiment.training, experiment.retraining, 0, 0)
+    held["experiment"] = dataclasses.asdict(plain) | held["experiment"]  # settings written before Experiment had a field
     held["experiment"]["chosen"] = experiment.chosen  # changes what is reported, not the run
     if other := [key for key, value in asked.items() if held.get(key) != value]:
         raise ValueError(f"{folder} holds a run with another {other[0]}: name another folder with --out, or remove it")
