@@ -80,6 +80,12 @@ def test_what_changes_later_changes_from_its_iteration_on(tmp_path):
     assert shares[1][1] < shares[1][0] < min(shares[0])
 
 
+def test_units_go_after_the_connections_and_before_the_retraining(tmp_path):
+    kept = [small_run(tmp_path / str(share), dataclasses.replace(SMALL, unit_alphas={"fc1": share})).steps[1].iteration.active
+            for share in (1.0, 0.5)]  # fmt: skip
+    assert kept[1]["fc1"] < kept[0]["fc1"] / 2
+
+
 def test_a_folder_holds_one_experiment(tmp_path):
     small_run(tmp_path, iterations=0)
     with pytest.raises(ValueError, match="experiment"):

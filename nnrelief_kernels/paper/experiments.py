@@ -22,6 +22,8 @@ class Experiment:
     """The iteration that the publication reports."""
     alpha_conv: float = 0.95
     alpha_fc: float = 0.95
+    unit_alphas: dict[str, float] = field(default_factory=dict)
+    """By layer, the share that the units which stay carry of what the next layer takes (`drop_units`, after each pruning)."""
     rewind: bool = False
     """Retrain from the initial parameters, not from the surviving ones."""
     samples: int = 1000

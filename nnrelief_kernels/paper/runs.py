@@ -21,6 +21,7 @@ from .data import Dataset
 from .experiments import Experiment
 from .models import MODELS, load_published
 from .training import Epoch, Recipe, distilled, error, train
+from .units import drop_units
 
 HISTORY, EPOCHS, DENSE, SETTINGS = "history.jsonl", "epochs.jsonl", "dense.safetensors", "settings.json"
 
@@ -81,16 +82,19 @@ def run(
     def retrain(network: nn.Module) -> None:
         number = next(numbers)
         now = experiment.at(number)
+        if now.unit_alphas:
+            drop_units(network, batches, now.unit_alphas)
         labelled = distilled(data, teacher, now.distillation, now.temperature) if now.distillation else data
         fit(network, number, now.retraining, labelled)
 
+    batches = data.pruning_set(experiment.samples, seed)
     wanted = experiment.iterations if iterations is None else iterations
     ends = [*(first - 1 for first in experiment.later if first <= wanted), wanted]
     for end in ends if wanted else []:
         now = experiment.at(end)
         prune_iteratively(
             model,
-            data.pruning_set(experiment.samples, seed),
+            batches,
             retrain,
             iterations=end,
             rewind=initial if experiment.rewind else None,
