@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -32,10 +33,17 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0 when it worked, 2 with one line on standard error when what was asked for is wrong."""
+    """Run the command; 0 when it worked, 2 with one line on standard error when what was asked for is wrong.
+
+    130 after an interrupt and 141 when nobody reads the output any more, as shells count signals.
+    """
     try:
         arguments = _parser().parse_args(argv)
         arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader wants no more, like head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes what Python still flushes at its end
+        return 141
     except (ValueError, TypeError, OSError, RuntimeError) as problem:
         print(f"nnrelief: error: {' '.join(str(problem).split())}", file=sys.stderr)
         return 2

@@ -1,5 +1,9 @@
 """The nnrelief command: what it writes, and one line with exit code 2 for whatever is wrong."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -39,6 +43,15 @@ def test_info_names_every_backend(capsys):
     out = capsys.readouterr().out
     assert "torch" in out
     assert "matplotlib" in out or "plots" in out
+
+
+def test_a_reader_that_wants_no_more_is_no_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer) as output:
+        ended = subprocess.run([sys.executable, "-m", "nnrelief_kernels", "info"], stdout=output, stderr=subprocess.PIPE)
+    assert ended.returncode == 141
+    assert not ended.stderr
 
 
 def test_prune_writes_history_pictures_and_weights_that_score_reads(data, tmp_path, capsys):
