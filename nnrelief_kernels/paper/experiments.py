@@ -23,7 +23,7 @@ class Experiment:
     alpha_conv: float = 0.95
     alpha_fc: float = 0.95
     unit_alphas: dict[str, float] = field(default_factory=dict)
-    """By layer, the share that the units which stay carry of what the next layer takes (`drop_units`, after each pruning)."""
+    """By layer, the share that the units which stay carry of what the next layer takes: `drop_units`, before retraining."""
     rewind: bool = False
     """Retrain from the initial parameters, not from the surviving ones."""
     samples: int = 1000
@@ -118,17 +118,42 @@ VGG13 = {
     for optimizer in ("adam", "sgd")
     for decay in (5e-4, 1e-4)
 }
-_FINE_TUNING = dataclasses.replace(LENET, weight_decay=1e-4)
+_COOLING = Recipe(((3e-3, 40), (1e-3, 20), (3e-4, 20), (1e-4, 20), (3e-5, 20)), weight_decay=2e-4)
 OURS = {
-    f"{name}-ours": Experiment(
-        name, "mnist", LENET, retraining, iterations, chosen, alpha_conv=alpha_conv, alpha_fc=alpha_fc, distillation=0.7
-    )
-    for name, alpha_conv, alpha_fc, retraining, iterations, chosen in (
-        ("lenet300-100", 0.93, 0.93, _FINE_TUNING, 14, 13),
-        ("lenet5", 0.75, 0.9, _FINE_TUNING.scaled(20), 12, 10),
-    )
+    "lenet300-100-ours": Experiment(
+        "lenet300-100",
+        "mnist",
+        LENET,
+        dataclasses.replace(LENET, weight_decay=1e-4),
+        iterations=14,
+        chosen=13,
+        alpha_conv=0.93,
+        alpha_fc=0.93,
+        distillation=0.7,
+    ),
+    "lenet5-ours": Experiment(
+        "lenet5",
+        "mnist",
+        LENET,
+        _COOLING.scaled(20),
+        iterations=6,
+        chosen=6,
+        alpha_conv=0.6,
+        alpha_fc=0.9,
+        unit_alphas={"conv2": 0.97},
+        distillation=0.5,
+        temperature=2.0,
+        later={
+            2: {"alpha_conv": 0.3, "alpha_fc": 0.8},
+            3: {"alpha_conv": 0.9, "retraining": _COOLING.scaled(40)},
+            4: {"alpha_fc": 0.85},
+            5: {"alpha_fc": 0.93, "retraining": _COOLING.scaled(80)},
+            6: {"alpha_fc": 0.97, "retraining": _COOLING},
+        },
+    ),
 }
-"""Fewer parameters at the published error: from the surviving weights, towards what the dense network says."""
+"""Fewer parameters at the published error: from the surviving weights, towards what the dense network says. LeNet-5 comes down
+to one kernel per filter early, as those are most of what a small one has, and its filters go by what the next layer takes."""
 EXPERIMENTS = {
     "lenet300-100": Experiment("lenet300-100", "mnist", LENET, LENET, 15, 11, rewind=True),
     "lenet5": Experiment("lenet5", "mnist", LENET, LENET, 20, 20, alpha_conv=0.9, rewind=True),
