@@ -137,7 +137,7 @@ OURS = {
         LENET,
         _COOLING.scaled(20),
         iterations=6,
-        chosen=6,
+        chosen=4,
         alpha_conv=0.6,
         alpha_fc=0.9,
         unit_alphas={"conv2": 0.97},
