@@ -41,7 +41,7 @@ class Experiment:
 
     def at(self, iteration: int) -> Experiment:
         """The experiment as it is in an iteration."""
-        changes = [fields for first, fields in self.later.items() if first <= iteration]
+        changes = [fields for first, fields in sorted(self.later.items()) if first <= iteration]
         return dataclasses.replace(self, **{name: value for fields in changes for name, value in fields.items()})
 
     def authors(self) -> Experiment:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import itertools
 import json
 from pathlib import Path
@@ -79,17 +80,20 @@ def run(
         save_tensors(folder / DENSE, dense_state(model))
     teacher = copy.deepcopy(model)
 
+    @functools.cache
+    def labelled(share: float, temperature: float) -> Dataset:
+        return distilled(data, teacher, share, temperature) if share else data
+
     def retrain(network: nn.Module) -> None:
         number = next(numbers)
         now = experiment.at(number)
         if now.unit_alphas:
             drop_units(network, batches, now.unit_alphas)
-        labelled = distilled(data, teacher, now.distillation, now.temperature) if now.distillation else data
-        fit(network, number, now.retraining, labelled)
+        fit(network, number, now.retraining, labelled(now.distillation, now.temperature))
 
     batches = data.pruning_set(experiment.samples, seed)
     wanted = experiment.iterations if iterations is None else iterations
-    ends = [*(first - 1 for first in experiment.later if first <= wanted), wanted]
+    ends = [*(first - 1 for first in sorted(experiment.later) if first <= wanted), wanted]
     for end in ends if wanted else []:
         now = experiment.at(end)
         prune_iteratively(
